@@ -1,0 +1,199 @@
+"""`argosy.yaml`: what a region should run. Parsed once, unknown keys refused, every field documented.
+
+Knows files and limits; starts nothing. Errors are `ConfigurationError`s of one line that name the key and the fix.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
+
+from cluster.errors import ConfigurationError
+
+
+def default_store() -> Path:
+    """Where pulled models live: $ARGOSY_HOME/models, else ~/.cache/argosy/models."""
+    home = os.environ.get("ARGOSY_HOME")
+    return (Path(home) if home else Path.home() / ".cache" / "argosy") / "models"
+
+
+def _check_host_port(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{value!r} is not host:port, such as 127.0.0.1:50051")
+    return value
+
+
+HostPort = Annotated[str, AfterValidator(_check_host_port)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class EngineConfig(_Section):
+    """How one replica batches."""
+
+    max_batch_tokens: int = Field(512, ge=1, le=65536)
+    """Most tokens in one step, prefill and decode together."""
+    max_sequences: int = Field(64, ge=1, le=4096)
+    """Most sequences that hold a slot at once."""
+    block_size: int = Field(16, ge=8, le=256, multiple_of=8)
+    """Tokens a KV block holds."""
+    kv_cache: ByteSize = Field(default="256MiB", validate_default=True)  # type: ignore[assignment]
+    """Bytes for keys and values on each rank."""
+    prefix_cache: bool = True
+    """Keep the blocks of finished requests and reuse them for equal prefixes."""
+    deterministic: bool = True
+    """A row's result does not depend on its neighbours, so continued streams are bit-exact."""
+
+
+class ModelSection(_Section):
+    """One model and the replicas that serve it."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._/-]{0,127}$")
+    """The name that clients use."""
+    path: Path | None = None
+    """Checkpoint directory (config.json, tokenizer.json, *.safetensors). Default: the model store's directory of that name."""
+    replicas: int = Field(1, ge=0, le=1024)
+    """How many replicas to run."""
+    tensor_parallel: int = Field(1, ge=1, le=128)
+    """Ranks that share each layer."""
+    pipeline_parallel: int = Field(1, ge=1, le=128)
+    """Stages that the layers are cut into."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where ranks run. auto: cuda if the nodes have enough GPUs, else cpu."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic type. auto: float32 on cpu, bfloat16 on cuda."""
+    context_length: int | None = Field(None, ge=16)
+    """Most tokens of prompt and answer together. Default: the checkpoint's own limit."""
+    threads_per_rank: int | None = Field(None, ge=1, le=256)
+    """CPU threads of each rank. Default: the node's cores divided among its ranks, at least 1."""
+    collectives: Literal["auto", "nccl", "gloo", "shared_memory"] = "auto"
+    """What carries tensors between ranks. auto: nccl on cuda; shared_memory on one CPU host; else gloo."""
+    engine: EngineConfig = EngineConfig()  # type: ignore[call-arg]
+    """Batching and memory of each replica."""
+
+    def directory(self, store: Path) -> Path:
+        return self.path.expanduser() if self.path else store / self.name
+
+
+class RouterConfig(_Section):
+    """The public gRPC front."""
+
+    listen: HostPort = "127.0.0.1:50051"
+    """Address that clients call."""
+    reflection: bool = False
+    """Offer gRPC server reflection."""
+    max_message: ByteSize = Field(default="4MiB", validate_default=True)  # type: ignore[assignment]
+    """Largest request message."""
+    max_tokens: int = Field(4096, ge=1)
+    """Most tokens that one choice may ask for."""
+    max_streams: int = Field(1024, ge=1)
+    """Most requests in flight at one router process."""
+    default_deadline_seconds: float = Field(600, gt=0)
+    """Deadline of a call that brings none."""
+
+
+class ControllerConfig(_Section):
+    """The region's controller."""
+
+    listen: HostPort = "127.0.0.1:50052"
+    """Address of the directory and control services. Keep it private."""
+    start_timeout_seconds: float = Field(600, gt=0)
+    """A replica that is not ready by then counts as failed."""
+
+
+class RayConfig(_Section):
+    """The Ray cluster that places the ranks."""
+
+    address: str = "local"
+    """local: start one on this machine. Else the address of a running head, such as 10.0.0.1:6379."""
+    namespace: str = "argosy"
+    """Ray namespace of the region's actors."""
+    num_cpus: int | None = Field(None, ge=1)
+    """Logical CPUs of a local cluster. Default: as many as the ranks need, so that a laptop can hold them."""
+
+
+class ArgosyConfig(_Section):
+    """A region."""
+
+    region: str = Field("local", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    """The region's name."""
+    models: tuple[ModelSection, ...] = Field(min_length=1)
+    """What is served."""
+    model_store: Path = Field(default_factory=default_store)
+    """Directory of pulled models."""
+    router: RouterConfig = RouterConfig()  # type: ignore[call-arg]
+    """The public front."""
+    controller: ControllerConfig = ControllerConfig()  # type: ignore[call-arg]
+    """The controller."""
+    ray: RayConfig = RayConfig()  # type: ignore[call-arg]
+    """The Ray cluster."""
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> ArgosyConfig:
+        names = [model.name for model in self.models]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"models: name {name!r} occurs more than once")
+        return self
+
+
+def load_config(path: Path) -> ArgosyConfig:
+    """Read and check a configuration file.
+
+    Raises:
+        ConfigurationError: the file is missing, is not YAML, or a key is wrong; the message names it.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigurationError(f"{path}: no such file; `argosy up -f FILE` wants an argosy.yaml") from None
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise ConfigurationError(f"{path}: not valid YAML: {problem}") from None
+    return parse_config(raw, source=str(path))
+
+
+def parse_config(raw: object, source: str = "configuration") -> ArgosyConfig:
+    """Check a configuration already read.
+
+    Raises:
+        ConfigurationError: a key is unknown, missing or has an impossible value.
+    """
+    if not isinstance(raw, dict):
+        raise ConfigurationError(f"{source}: expected a mapping with the key `models`, got {type(raw).__name__}")
+    try:
+        return ArgosyConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigurationError(f"{source}: {'; '.join(_problems(error))}") from None
+
+
+def _problems(error: ValidationError) -> list[str]:
+    problems = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or "top level"
+        if item["type"] == "extra_forbidden":
+            known = ", ".join(_fields_at(item["loc"][:-1]))
+            problems.append(f"unknown key {where!r}; known keys here: {known}")
+        else:
+            problems.append(f"{where}: {item['msg'].removeprefix('Value error, ')}")
+    return problems
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    section: type[BaseModel] = ArgosyConfig
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = section.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(section.model_fields)

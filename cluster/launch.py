@@ -1,0 +1,75 @@
+"""What the controller hands to engines and workers when it starts them: plain data, no ray, no torch.
+
+`control` writes these, `replica` and `worker` read them, so neither imports the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from cluster.config import EngineConfig
+from cluster.ids import Epoch, ModelName, RegionId, ReplicaId
+from model.parallel.dims import ParallelDims, RankCoordinates
+
+Device = Literal["cpu", "cuda"]
+CollectivesKind = Literal["nccl", "gloo", "shared_memory"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+ENGINE_ACTOR = "cluster.replica.actor:EngineActor"
+WORKER_ACTOR = "cluster.worker.actor:WorkerActor"
+"""Entry points by name: `cluster.worker.launcher` imports them in the actor's own process, never in the controller's."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSpec:
+    """What engine and workers of one epoch of one replica agree on. "auto" values are already decided."""
+
+    region: RegionId
+    replica_id: ReplicaId
+    epoch: Epoch
+    model: ModelName
+    directory: Path
+    dims: ParallelDims
+    device: Device
+    dtype: Dtype
+    collectives: CollectivesKind
+    context_length: int
+    num_blocks: int
+    """KV blocks, the same on every rank."""
+    threads_per_rank: int
+    engine: EngineConfig
+    secret: bytes
+    """32 random bytes of this epoch: proves membership on the step channel."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """One engine."""
+
+    replica: ReplicaSpec
+    host: str
+    """Address of its node that routers and workers can reach."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAddresses:
+    """Where a started engine listens, host:port each."""
+
+    service: str
+    """`ReplicaService`, for routers."""
+    step_channel: str
+    """For workers."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """One rank."""
+
+    replica: ReplicaSpec
+    coordinates: RankCoordinates
+    step_channel: str
+    """host:port of its engine's step channel."""
+    host: str
+    """Address of its own node."""

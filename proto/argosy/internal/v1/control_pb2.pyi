@@ -1,0 +1,151 @@
+from argosy.internal.v1 import replica_pb2 as _replica_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ReplicaState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REPLICA_STATE_UNSPECIFIED: _ClassVar[ReplicaState]
+    REPLICA_STATE_PENDING: _ClassVar[ReplicaState]
+    REPLICA_STATE_LOADING: _ClassVar[ReplicaState]
+    REPLICA_STATE_READY: _ClassVar[ReplicaState]
+    REPLICA_STATE_DRAINING: _ClassVar[ReplicaState]
+    REPLICA_STATE_FAILED: _ClassVar[ReplicaState]
+REPLICA_STATE_UNSPECIFIED: ReplicaState
+REPLICA_STATE_PENDING: ReplicaState
+REPLICA_STATE_LOADING: ReplicaState
+REPLICA_STATE_READY: ReplicaState
+REPLICA_STATE_DRAINING: ReplicaState
+REPLICA_STATE_FAILED: ReplicaState
+
+class WatchReplicasRequest(_message.Message):
+    __slots__ = ("router_id",)
+    ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
+    router_id: str
+    def __init__(self, router_id: _Optional[str] = ...) -> None: ...
+
+class WatchReplicasResponse(_message.Message):
+    __slots__ = ("region", "version", "replicas")
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    region: str
+    version: int
+    replicas: _containers.RepeatedCompositeFieldContainer[DirectoryEntry]
+    def __init__(self, region: _Optional[str] = ..., version: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[DirectoryEntry, _Mapping]]] = ...) -> None: ...
+
+class DirectoryEntry(_message.Message):
+    __slots__ = ("replica_id", "model", "address", "epoch", "load", "coefficients")
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    COEFFICIENTS_FIELD_NUMBER: _ClassVar[int]
+    replica_id: str
+    model: str
+    address: str
+    epoch: int
+    load: _replica_pb2.Load
+    coefficients: StepCoefficients
+    def __init__(self, replica_id: _Optional[str] = ..., model: _Optional[str] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., load: _Optional[_Union[_replica_pb2.Load, _Mapping]] = ..., coefficients: _Optional[_Union[StepCoefficients, _Mapping]] = ...) -> None: ...
+
+class StepCoefficients(_message.Message):
+    __slots__ = ("prefill_base", "prefill_per_token", "prefill_per_token_context", "decode_base", "decode_per_sequence", "decode_per_context_token")
+    PREFILL_BASE_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_PER_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_PER_TOKEN_CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    DECODE_BASE_FIELD_NUMBER: _ClassVar[int]
+    DECODE_PER_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    DECODE_PER_CONTEXT_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    prefill_base: float
+    prefill_per_token: float
+    prefill_per_token_context: float
+    decode_base: float
+    decode_per_sequence: float
+    decode_per_context_token: float
+    def __init__(self, prefill_base: _Optional[float] = ..., prefill_per_token: _Optional[float] = ..., prefill_per_token_context: _Optional[float] = ..., decode_base: _Optional[float] = ..., decode_per_sequence: _Optional[float] = ..., decode_per_context_token: _Optional[float] = ...) -> None: ...
+
+class GetStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetStatusResponse(_message.Message):
+    __slots__ = ("region", "replicas")
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    region: str
+    replicas: _containers.RepeatedCompositeFieldContainer[ReplicaStatus]
+    def __init__(self, region: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ...) -> None: ...
+
+class ReplicaStatus(_message.Message):
+    __slots__ = ("replica_id", "model", "address", "epoch", "state", "reason", "ranks", "load")
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    replica_id: str
+    model: str
+    address: str
+    epoch: int
+    state: ReplicaState
+    reason: str
+    ranks: _containers.RepeatedCompositeFieldContainer[RankStatus]
+    load: _replica_pb2.Load
+    def __init__(self, replica_id: _Optional[str] = ..., model: _Optional[str] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., reason: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., load: _Optional[_Union[_replica_pb2.Load, _Mapping]] = ...) -> None: ...
+
+class RankStatus(_message.Message):
+    __slots__ = ("stage", "tensor_rank", "node", "device", "pid", "start_layer", "end_layer", "query_heads", "kv_heads", "phase", "loaded_bytes", "total_bytes", "step", "phase_seconds")
+    class PhaseSecondsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_RANK_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    START_LAYER_FIELD_NUMBER: _ClassVar[int]
+    END_LAYER_FIELD_NUMBER: _ClassVar[int]
+    QUERY_HEADS_FIELD_NUMBER: _ClassVar[int]
+    KV_HEADS_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    LOADED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    PHASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    stage: int
+    tensor_rank: int
+    node: str
+    device: str
+    pid: int
+    start_layer: int
+    end_layer: int
+    query_heads: int
+    kv_heads: int
+    phase: str
+    loaded_bytes: int
+    total_bytes: int
+    step: int
+    phase_seconds: _containers.ScalarMap[str, float]
+    def __init__(self, stage: _Optional[int] = ..., tensor_rank: _Optional[int] = ..., node: _Optional[str] = ..., device: _Optional[str] = ..., pid: _Optional[int] = ..., start_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., query_heads: _Optional[int] = ..., kv_heads: _Optional[int] = ..., phase: _Optional[str] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., step: _Optional[int] = ..., phase_seconds: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class ShutdownRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ShutdownResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
