@@ -1,4 +1,4 @@
-"""Which layers, heads, MLP columns and vocabulary rows each rank of a replica holds. Numbers only: no torch, no devices.
+"""Which layers, heads, MLP columns and vocabulary rows each rank of a replica holds. Only numbers: no torch, no device.
 
 Sizes need not divide. While there are at most as many tensor ranks as KV heads, whole KV groups are dealt out. Beyond
 that, query heads are cut into contiguous runs, a rank holds every KV head its run reads (so one KV head may live on

@@ -1,0 +1,118 @@
+"""What a shard may ask of the other ranks of its replica: sums and gathers in its stage, hand-overs between stages.
+
+Knows the interfaces and the trivial one-rank forms; `collectives`, `shared_memory` and `p2p` hold the ways over processes.
+Shape legend: T packed tokens, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from model.parallel.partition import RankShard
+from model.parallel.progress import CollectiveError, ProgressCounter
+
+Int32Array = npt.NDArray[np.int32]
+
+
+class TensorGroup(Protocol):
+    """The ranks of one stage. Every rank must call the same operations in the same order."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """Sum over the ranks, the same bits on every rank. May work in place; use what is returned.
+
+        Raises:
+            CollectiveError: a peer is gone, failed or did not arrive in time (`CollectiveTimeout`).
+        """
+        ...
+
+    def all_gather(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Join along the last dimension in rank order; `sizes[r]` is the last dimension of rank r's `x`.
+
+        Raises:
+            CollectiveError: as for `all_reduce`.
+        """
+        ...
+
+
+class PipelineLinks(Protocol):
+    """The same tensor rank of the other stages. Transfers arrive in the order in which they were sent."""
+
+    def send(self, hidden_TH: Tensor) -> None:
+        """Hand hidden states to the next stage. Returns once `hidden_TH` may be reused, maybe before they are read."""
+        ...
+
+    def receive(self, num_tokens: int, hidden_size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Hidden states [num_tokens, hidden_size] of the previous stage."""
+        ...
+
+    def feed_back(self, token_ids: Int32Array) -> None:
+        """Hand sampled tokens from the last stage to the first."""
+        ...
+
+    def take_feed_back(self, count: int) -> Int32Array:
+        """The next `count` tokens that `feed_back` handed over, in one call of the same length, on the first stage."""
+        ...
+
+
+class SingleRankGroup:
+    """A tensor group of one: sums and gathers are what they are given."""
+
+    rank = 0
+    size = 1
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        return x
+
+    def all_gather(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        return x
+
+
+@dataclass(slots=True)
+class SingleStageLinks:
+    """A pipeline of one stage: it has no neighbours, and hands sampled tokens to itself."""
+
+    _fed_back: deque[Int32Array] = field(default_factory=deque)
+
+    def send(self, hidden_TH: Tensor) -> None:
+        raise CollectiveError("the only stage has no next stage to send to")
+
+    def receive(self, num_tokens: int, hidden_size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        raise CollectiveError("the only stage has no previous stage to receive from")
+
+    def feed_back(self, token_ids: Int32Array) -> None:
+        self._fed_back.append(token_ids.astype(np.int32, copy=True))
+
+    def take_feed_back(self, count: int) -> Int32Array:
+        if not self._fed_back or len(self._fed_back[0]) != count:
+            held = len(self._fed_back[0]) if self._fed_back else "none"
+            raise CollectiveError(f"{count} fed back tokens were asked for, the next hand-over holds {held}")
+        return self._fed_back.popleft()
+
+
+@dataclass(frozen=True, slots=True)
+class ParallelContext:
+    """Everything a shard knows about its place among the ranks of its replica."""
+
+    shard: RankShard
+    tensor_group: TensorGroup
+    links: PipelineLinks
+    progress: ProgressCounter
+
+
+def single_rank_context(shard: RankShard) -> ParallelContext:
+    """The context of a replica of one rank: no processes, no rendezvous."""
+    return ParallelContext(shard, SingleRankGroup(), SingleStageLinks(), ProgressCounter())
