@@ -34,9 +34,11 @@ class Reason(enum.Enum):
     INVALID_FIELD = (Code.INVALID_ARGUMENT, False, "the request has invalid fields")
     UNKNOWN_MODEL = (Code.NOT_FOUND, False, "unknown model")
     REQUEST_TOO_LARGE = (Code.RESOURCE_EXHAUSTED, False, "the request is larger than this server accepts")
+    REFUSED = (Code.FAILED_PRECONDITION, False, "the replicas of this model cannot hold this request")
     OVERLOADED = (Code.RESOURCE_EXHAUSTED, True, "no room for this request now")
     NO_REPLICA = (Code.UNAVAILABLE, True, "no replica of this model can take requests now")
     REPLICA_LOST = (Code.UNAVAILABLE, True, "the replica was lost and no other could continue in time")
+    UNREACHABLE = (Code.UNAVAILABLE, True, "the server cannot be reached")
     SHUTTING_DOWN = (Code.UNAVAILABLE, True, "this router is shutting down")
     DEADLINE = (Code.DEADLINE_EXCEEDED, False, "the deadline passed before the answer was complete")
     CLIENT_CANCELLED = (Code.CANCELLED, False, "the client cancelled the request")
@@ -66,6 +68,14 @@ class FieldViolation:
     description: str
 
 
+@dataclass(frozen=True)
+class QuotaViolation:
+    """One limit that was met: whose (`router`, a tenant's name) and which."""
+
+    subject: str
+    description: str
+
+
 @dataclass
 class ServiceError(Exception):
     """A refusal or failure that a client sees. `detail` is appended to the reason's text and is public too."""
@@ -73,6 +83,7 @@ class ServiceError(Exception):
     reason: Reason
     detail: str = ""
     violations: tuple[FieldViolation, ...] = ()
+    quotas: tuple[QuotaViolation, ...] = ()
     retry_after: float | None = None
     """Seconds after which a retry may succeed; only for retryable reasons."""
     metadata: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,22 @@
+"""gRPC as Argosy uses it: the only package that sets channel and server options or builds a status.
+
+Knows no service and no message of ours.
+"""
+
+from cluster.rpc.guard import CallGuard, call_deadline, time_left
+from cluster.rpc.status import abort, service_error_from_status, to_service_error, to_status
+from cluster.rpc.transport import Link, channel, listen, server
+
+__all__ = [
+    "CallGuard",
+    "Link",
+    "abort",
+    "call_deadline",
+    "channel",
+    "listen",
+    "server",
+    "service_error_from_status",
+    "time_left",
+    "to_service_error",
+    "to_status",
+]
