@@ -1,0 +1,59 @@
+"""The controller's process: the reconcile loop beside its gRPC server. Knows how to wire them, nothing of replicas."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc.aio
+from argosy.internal.v1 import control_pb2_grpc
+
+from cluster.clock import SystemClock
+from cluster.config import ArgosyConfig
+from cluster.control.controller import Controller
+from cluster.control.ray_backend import RayBackend
+from cluster.control.service import Control, Directory, RegionView
+from cluster.logs import configure_logging
+from cluster.rpc import listen, server
+
+
+class ControllerActor:
+    """A region's controller, run by `cluster.worker.launcher.RoleActor`."""
+
+    def __init__(self, config: ArgosyConfig) -> None:
+        self._config = config
+        self._view = RegionView(config.region)
+        self._server: grpc.aio.Server | None = None
+        self._loop_task: asyncio.Task[None] | None = None
+        self._controller: Controller | None = None
+
+    async def start(self) -> str:
+        """Adopt what runs, then serve and reconcile in the background.
+
+        Returns:
+            host:port of the directory and control services.
+
+        Raises:
+            ConfigurationError: a checkpoint cannot be read or the address cannot be bound.
+        """
+        configure_logging(region=self._config.region)
+        self._controller = Controller(self._config, RayBackend(self._config.ray), SystemClock(), self._view)
+        self._server = server()
+        control_pb2_grpc.add_DirectoryServiceServicer_to_server(Directory(self._view), self._server)
+        control_pb2_grpc.add_ControlServiceServicer_to_server(Control(self._view, self.stop), self._server)
+        address = listen(self._server, self._config.controller.listen, "controller.listen")
+        await self._controller.adopt()
+        await self._server.start()
+        self._loop_task = asyncio.create_task(self._controller.run())
+        return address
+
+    async def status(self) -> bytes:
+        """The serialized `GetStatusResponse`."""
+        return self._view.status.SerializeToString()
+
+    async def stop(self) -> None:
+        """End every replica. The process and its server stay, so that the caller gets its answer."""
+        if self._loop_task is not None:
+            self._loop_task.cancel()
+            self._loop_task = None
+        if self._controller is not None:
+            await self._controller.shut_down()

@@ -1,0 +1,184 @@
+"""The loop that makes a region what its configuration says: observe, reconcile, act, publish.
+
+Decides nothing itself (`reconcile`, `plan` and `placement` do) and starts nothing itself (the backend does).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from dataclasses import replace
+
+from argosy.internal.v1 import control_pb2
+
+from cluster.clock import Clock
+from cluster.config import ArgosyConfig
+from cluster.control.backend import Backend, BackendError
+from cluster.control.placement import UnplaceableError
+from cluster.control.plan import ReplicaPlan, WantedReplica, plan_replica, wanted_replicas
+from cluster.control.reconcile import Health, Observation, Phase, Policy, Record, Start, Stop, reconcile
+from cluster.control.report import directory_entry, replica_status
+from cluster.control.service import RegionView
+from cluster.errors import ConfigurationError
+from cluster.ids import Epoch, RegionId, ReplicaId
+
+logger = logging.getLogger(__name__)
+
+ACTIVE_SECONDS = 0.1
+"""Between rounds while something starts or loads move: a router's view is never older."""
+IDLE_SECONDS = 0.25
+"""Between rounds otherwise."""
+
+_HEALTH = {
+    control_pb2.REPLICA_STATE_READY: Health.READY,
+    control_pb2.REPLICA_STATE_DRAINING: Health.READY,
+    control_pb2.REPLICA_STATE_FAILED: Health.BROKEN,
+}
+
+
+class Controller:
+    """One region's controller. All methods run on one event loop."""
+
+    def __init__(self, config: ArgosyConfig, backend: Backend, clock: Clock, view: RegionView) -> None:
+        """
+        Raises:
+            ConfigurationError: a checkpoint cannot be read.
+        """
+        self._region = RegionId(config.region)
+        self._backend = backend
+        self._clock = clock
+        self._view = view
+        self._policy = Policy(start_timeout=config.controller.start_timeout_seconds)
+        self._wanted = {replica.replica_id: replica for replica in wanted_replicas(config)}
+        self._num_ranks = sum(replica.dims.world_size for replica in self._wanted.values())
+        self._records: dict[ReplicaId, Record] = {}
+        self._seen: dict[ReplicaId, Observation] = {}
+        self._told: dict[ReplicaId, control_pb2.ReplicaStatus] = {}
+        self._plans: dict[ReplicaId, ReplicaPlan] = {}
+        self._starts: dict[ReplicaId, asyncio.Task[None]] = {}
+        self._stops: dict[ReplicaId, asyncio.Task[None]] = {}
+        self._polls: dict[ReplicaId, asyncio.Task[None]] = {}
+
+    async def adopt(self) -> None:
+        """Take over what an earlier controller left running; it is judged like anything else from then on."""
+        now = self._clock.monotonic()
+        for found in sorted(await self._backend.running(), key=lambda found: found.epoch):
+            older = self._records.get(found.replica_id)
+            if older is not None:
+                await self._backend.stop(older.replica_id, older.epoch, graceful=False)
+            self._records[found.replica_id] = Record(found.replica_id, Phase.STARTING, found.epoch, since=now)
+            logger.info("adopted %s at epoch %d", found.replica_id, found.epoch)
+        for replica_id in self._wanted.keys() - self._records.keys():
+            epoch = await self._backend.last_epoch(replica_id)
+            self._records[replica_id] = Record(replica_id, epoch=epoch, since=now)
+
+    async def run(self) -> None:
+        """Rounds for ever; ends by cancellation."""
+        while True:
+            active = self.round()
+            await self._clock.sleep(ACTIVE_SECONDS if active else IDLE_SECONDS)
+
+    def round(self) -> bool:
+        """Reconcile once, publish, and ask every engine how it does. True if something is moving."""
+        now = self._clock.monotonic()
+        before = self._records
+        self._records, actions = reconcile(frozenset(self._wanted), before, self._seen, now, self._policy)
+        for action in actions:
+            if isinstance(action, Start):
+                self._begin_start(action)
+            else:
+                self._begin_stop(action)
+        self._log_changes(before)
+        directory = self._view.directory
+        self._publish()
+        self._poll()
+        return self._view.directory is not directory or any(
+            record.phase is not Phase.READY for record in self._records.values()
+        )
+
+    async def shut_down(self) -> None:
+        """Stop wanting anything, and wait until every process has ended."""
+        self._wanted = {}
+        self.round()
+        await asyncio.gather(*self._stops.values(), return_exceptions=True)
+
+    def _begin_start(self, action: Start) -> None:
+        self._seen.pop(action.replica_id, None)
+        self._told.pop(action.replica_id, None)
+        previous = self._stops.pop(action.replica_id, None)
+        self._starts[action.replica_id] = asyncio.create_task(self._start(action, previous))
+
+    async def _start(self, action: Start, previous: asyncio.Task[None] | None) -> None:
+        if previous is not None:
+            await asyncio.wait([previous])
+        replica_id, epoch = action.replica_id, action.epoch
+        try:
+            plan = plan_replica(self._wanted[replica_id], await self._backend.inventory(), self._num_ranks)
+            self._plans[replica_id] = plan
+            self._wanted[replica_id] = _settled(self._wanted[replica_id], plan)
+            await self._backend.start(plan, plan.spec(self._region, epoch, secrets.token_bytes(32)))
+        except UnplaceableError as error:
+            self._observe(replica_id, epoch, Health.UNPLACED, str(error))
+        except (BackendError, ConfigurationError) as error:
+            self._observe(replica_id, epoch, Health.BROKEN, str(error))
+        except Exception as error:
+            logger.exception("starting %s failed", replica_id)
+            self._observe(replica_id, epoch, Health.BROKEN, f"start failed: {type(error).__name__}: {error}")
+
+    def _begin_stop(self, action: Stop) -> None:
+        for tasks in (self._starts, self._polls):
+            if (task := tasks.pop(action.replica_id, None)) is not None:
+                task.cancel()
+        self._told.pop(action.replica_id, None)
+        self._stops[action.replica_id] = asyncio.create_task(
+            self._backend.stop(action.replica_id, action.epoch, graceful=action.graceful)
+        )
+
+    def _poll(self) -> None:
+        for record in self._records.values():
+            if record.phase not in (Phase.STARTING, Phase.READY):
+                continue
+            starting = self._starts.get(record.replica_id)
+            polling = self._polls.get(record.replica_id)
+            if (starting is None or starting.done()) and (polling is None or polling.done()):
+                if (seen := self._seen.get(record.replica_id)) and seen.health in (Health.BROKEN, Health.UNPLACED):
+                    continue
+                self._polls[record.replica_id] = asyncio.create_task(self._ask(record.replica_id, record.epoch))
+
+    async def _ask(self, replica_id: ReplicaId, epoch: Epoch) -> None:
+        try:
+            told = await self._backend.status(replica_id, epoch)
+        except BackendError as error:
+            self._observe(replica_id, epoch, Health.BROKEN, str(error))
+            return
+        if told.epoch == epoch:
+            self._told[replica_id] = told
+            self._observe(replica_id, epoch, _HEALTH.get(told.state, Health.LOADING), told.reason)
+
+    def _observe(self, replica_id: ReplicaId, epoch: Epoch, health: Health, reason: str) -> None:
+        self._seen[replica_id] = Observation(epoch, health, self._clock.monotonic(), reason)
+
+    def _publish(self) -> None:
+        statuses = [
+            replica_status(record, self._wanted[replica_id], self._plans.get(replica_id), self._told.get(replica_id))
+            for replica_id, record in self._records.items()
+        ]
+        self._view.publish(statuses, [directory_entry(status) for status in statuses if _takes_requests(status)])
+
+    def _log_changes(self, before: dict[ReplicaId, Record]) -> None:
+        for replica_id, record in self._records.items():
+            old = before.get(replica_id)
+            if old is None or old.phase is not record.phase:
+                level = logging.WARNING if record.phase is Phase.FAILED else logging.INFO
+                reason = f": {record.reason}" if record.reason else ""
+                logger.log(level, "%s epoch %d is %s%s", replica_id, record.epoch, record.phase.value, reason)
+
+
+def _settled(wanted: WantedReplica, plan: ReplicaPlan) -> WantedReplica:
+    """A device chosen once stays chosen: a replica that lost its GPUs waits for them, it does not move to CPUs."""
+    return replace(wanted, section=wanted.section.model_copy(update={"device": plan.device}))
+
+
+def _takes_requests(status: control_pb2.ReplicaStatus) -> bool:
+    return status.state == control_pb2.REPLICA_STATE_READY and bool(status.address)

@@ -1,0 +1,83 @@
+"""The controller's two gRPC services over a published view. Knows what was last published, not how it came about."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc.aio
+from argosy.internal.v1 import control_pb2, control_pb2_grpc
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+RESEND_SECONDS = 1.0
+"""A watcher hears the directory at least so often: silence means a lost controller, not a quiet one."""
+
+
+class RegionView:
+    """The region as last published. One writer; any number of watchers, each of which always gets the newest."""
+
+    def __init__(self, region: str) -> None:
+        self.directory = control_pb2.WatchReplicasResponse(region=region, version=1)
+        self.status = control_pb2.GetStatusResponse(region=region)
+        self._changed = asyncio.Event()
+
+    def publish(self, replicas: list[control_pb2.ReplicaStatus], directory: list[control_pb2.DirectoryEntry]) -> None:
+        """Replace both; wake the watchers if the directory differs."""
+        region = self.status.region
+        self.status = control_pb2.GetStatusResponse(region=region, replicas=replicas)
+        if directory == list(self.directory.replicas):
+            return
+        grown = _members(directory) != _members(self.directory.replicas)
+        version = self.directory.version + int(grown)
+        self.directory = control_pb2.WatchReplicasResponse(region=region, version=version, replicas=directory)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def watch(self) -> AsyncIterator[control_pb2.WatchReplicasResponse]:
+        """The directory now, and again whenever it changes; a slow reader skips what is overtaken."""
+        while True:
+            changed = self._changed
+            yield self.directory
+            try:
+                async with asyncio.timeout(RESEND_SECONDS):
+                    await changed.wait()
+            except TimeoutError:
+                continue
+
+
+def _members(entries: Any) -> list[tuple[str, str, str, int]]:
+    return [(entry.replica_id, entry.model, entry.address, entry.epoch) for entry in entries]
+
+
+class Directory(control_pb2_grpc.DirectoryServiceServicer):
+    """For routers."""
+
+    def __init__(self, view: RegionView) -> None:
+        self._view = view
+
+    async def WatchReplicas(  # noqa: N802
+        self, request: control_pb2.WatchReplicasRequest, context: Context
+    ) -> AsyncIterator[control_pb2.WatchReplicasResponse]:
+        async for directory in self._view.watch():
+            yield directory
+
+
+class Control(control_pb2_grpc.ControlServiceServicer):
+    """For operators."""
+
+    def __init__(self, view: RegionView, shut_down: Callable[[], Awaitable[None]]) -> None:
+        self._view = view
+        self._shut_down = shut_down
+
+    async def GetStatus(  # noqa: N802
+        self, request: control_pb2.GetStatusRequest, context: Context
+    ) -> control_pb2.GetStatusResponse:
+        return self._view.status
+
+    async def Shutdown(  # noqa: N802
+        self, request: control_pb2.ShutdownRequest, context: Context
+    ) -> control_pb2.ShutdownResponse:
+        await self._shut_down()
+        return control_pb2.ShutdownResponse()
