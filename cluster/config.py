@@ -44,7 +44,7 @@ class EngineConfig(_Section):
     """Most sequences that hold a slot at once."""
     block_size: int = Field(16, ge=8, le=256, multiple_of=8)
     """Tokens a KV block holds."""
-    kv_cache: ByteSize = Field(default="256MiB", validate_default=True)  # type: ignore[assignment]
+    kv_cache: ByteSize = Field(default="256MiB", validate_default=True)
     """Bytes for keys and values on each rank."""
     prefix_cache: bool = True
     """Keep the blocks of finished requests and reuse them for equal prefixes."""
@@ -58,7 +58,7 @@ class ModelSection(_Section):
     name: str = Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._/-]{0,127}$")
     """The name that clients use."""
     path: Path | None = None
-    """Checkpoint directory (config.json, tokenizer.json, *.safetensors). Default: the model store's directory of that name."""
+    """Checkpoint directory (config.json, tokenizer.json, *.safetensors). Default: the store's, by name."""
     replicas: int = Field(1, ge=0, le=1024)
     """How many replicas to run."""
     tensor_parallel: int = Field(1, ge=1, le=128)
@@ -75,7 +75,7 @@ class ModelSection(_Section):
     """CPU threads of each rank. Default: the node's cores divided among its ranks, at least 1."""
     collectives: Literal["auto", "nccl", "gloo", "shared_memory"] = "auto"
     """What carries tensors between ranks. auto: nccl on cuda; shared_memory on one CPU host; else gloo."""
-    engine: EngineConfig = EngineConfig()  # type: ignore[call-arg]
+    engine: EngineConfig = EngineConfig()
     """Batching and memory of each replica."""
 
     def directory(self, store: Path) -> Path:
@@ -89,7 +89,7 @@ class RouterConfig(_Section):
     """Address that clients call."""
     reflection: bool = False
     """Offer gRPC server reflection."""
-    max_message: ByteSize = Field(default="4MiB", validate_default=True)  # type: ignore[assignment]
+    max_message: ByteSize = Field(default="4MiB", validate_default=True)
     """Largest request message."""
     max_tokens: int = Field(4096, ge=1)
     """Most tokens that one choice may ask for."""
@@ -128,11 +128,11 @@ class ArgosyConfig(_Section):
     """What is served."""
     model_store: Path = Field(default_factory=default_store)
     """Directory of pulled models."""
-    router: RouterConfig = RouterConfig()  # type: ignore[call-arg]
+    router: RouterConfig = RouterConfig()
     """The public front."""
-    controller: ControllerConfig = ControllerConfig()  # type: ignore[call-arg]
+    controller: ControllerConfig = ControllerConfig()
     """The controller."""
-    ray: RayConfig = RayConfig()  # type: ignore[call-arg]
+    ray: RayConfig = RayConfig()
     """The Ray cluster."""
 
     @model_validator(mode="after")

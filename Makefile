@@ -1,0 +1,97 @@
+# Argosy: every command sets up what it needs first. `make help` lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11,$(shell \
+	$(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+MODEL := smollm2-135m-instruct
+PROMPT := What is the capital of France? Answer in one sentence.
+# `value` keeps a dollar sign in the user's text from being read by make; the recipe reads it from the environment.
+override PROMPT := $(value PROMPT)
+export PROMPT
+
+# The suite talks to this machine alone.
+OFFLINE := env -u http_proxy -u https_proxy -u all_proxy -u HTTP_PROXY -u HTTPS_PROXY -u ALL_PROXY HF_HUB_OFFLINE=1
+
+CHECKS := check-lint check-banned-calls check-imports check-protobuf check-stubs check-types check-lengths
+
+.PHONY: help setup demo serve test test-fast check proto constraints bench clean $(CHECKS)
+
+help: ## List the commands
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+setup: $(READY) ## Make the virtual environment in .venv (every command does it when needed)
+
+demo: $(READY) ## Answer PROMPT="..." with a real model, cut 2 x 2, through the router; leaves nothing running
+	@$(BIN)/argosy pull $(MODEL)
+	@$(BIN)/argosy demo "$$PROMPT"
+
+serve: $(READY) ## Serve examples/argosy.yaml until Ctrl-C
+	@$(BIN)/argosy pull $(MODEL)
+	@exec $(BIN)/argosy up -f examples/argosy.yaml
+
+test: $(READY) ## Run the whole suite (under 25 minutes on 2 cores)
+	@$(BIN)/argosy pull $(MODEL)
+	@$(OFFLINE) $(BIN)/python -m pytest
+
+test-fast: $(READY) ## Run what needs neither Ray nor a model
+	@$(OFFLINE) $(BIN)/python -m pytest -q -m "not ray and not model" --durations=5
+
+check: $(READY) ## Lint, format, types, import rules, protobuf, stale stubs, banned calls, lengths
+	@$(MAKE) --keep-going --output-sync=target --jobs=2 $(CHECKS)
+
+check-lint:
+	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet --diff . && echo "lint and format: fine"
+check-banned-calls:
+	@$(BIN)/python -m tools.banned_calls && echo "banned calls: none"
+check-imports:
+	@report=$$($(BIN)/lint-imports --no-logo) && echo "import rules: kept" || { echo "$$report"; exit 1; }
+check-protobuf:
+	@$(BIN)/buf lint proto && echo "protobuf lint: fine"
+	@tag=$$(git describe --tags --abbrev=0 2>/dev/null || true); \
+	if [ -z "$$tag" ]; then \
+		echo "protobuf against the last release: there is no release tag yet, so nothing to break"; \
+	else \
+		$(BIN)/buf breaking proto --against ".git#tag=$$tag,subdir=proto" && echo "protobuf against $$tag: compatible"; \
+	fi
+check-stubs:
+	@$(BIN)/python -m tools.stubs --check && echo "stubs: fresh"
+check-types:
+	@$(BIN)/mypy
+check-lengths:
+	@$(BIN)/python -m tools.sizes
+
+proto: $(READY) ## Regenerate the stubs beside the .proto files
+	@$(BIN)/buf lint proto
+	@$(BIN)/python -m tools.stubs
+
+constraints: $(READY) ## Pin what .venv has installed into constraints.txt
+	@$(BIN)/python -m tools.constraints
+
+bench: $(READY) ## Measure what the figures in the docs come from
+	@$(BIN)/argosy pull $(MODEL)
+	@$(BIN)/python -m benchmarks
+
+clean: ## Remove .venv and caches (pulled models stay in the store)
+	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@[ -n "$(PYTHON)" ] || { echo "Argosy needs Python 3.11 or newer on the PATH (or: make PYTHON=/path/to/python3)" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Argosy needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+		{ echo "$(PYTHON) cannot make virtual environments; install python3-venv (Debian, Ubuntu) or set PYTHON=" >&2; exit 1; }
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version): about 90 packages, once"
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-input -c constraints.txt -e '.[dev]' >$(VENV)/install.log \
+		|| { tail -n 20 $(VENV)/install.log >&2; exit 1; }
+	@touch $(READY)
+	@echo "Ready."

@@ -1,0 +1,1 @@
+"""What `make` runs besides well-known tools. Never installed, never imported by the system."""
