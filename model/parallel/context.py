@@ -1,6 +1,6 @@
 """What a shard may ask of the other ranks of its replica: sums and gathers in its stage, hand-overs between stages.
 
-Knows the interfaces and the trivial one-rank forms; `collectives`, `shared_memory` and `p2p` hold the ways over processes.
+Knows the interfaces and the trivial one-rank forms; `collectives` makes those that span processes.
 Shape legend: T packed tokens, H hidden size.
 """
 
@@ -47,6 +47,10 @@ class TensorGroup(Protocol):
         """
         ...
 
+    def leave(self) -> None:
+        """This rank will not come again: what waits for it should fail now, not at its timeout. Safe in any state."""
+        ...
+
 
 class PipelineLinks(Protocol):
     """The same tensor rank of the other stages. Transfers arrive in the order in which they were sent."""
@@ -64,8 +68,22 @@ class PipelineLinks(Protocol):
         ...
 
     def take_feed_back(self, count: int) -> Int32Array:
-        """The next `count` tokens that `feed_back` handed over, in one call of the same length, on the first stage."""
+        """On the first stage: the next `count` tokens handed over, by one `feed_back` of that many."""
         ...
+
+    def leave(self) -> None:
+        """See `TensorGroup.leave`."""
+        ...
+
+
+def check_sizes(x: Tensor, sizes: Sequence[int], rank: int, size: int) -> None:
+    """Refuse arguments of `all_gather` that do not fit each other.
+
+    Raises:
+        ValueError: `sizes` has not `size` entries, or this rank's is not `x`'s last dimension.
+    """
+    if len(sizes) != size or x.shape[-1] != sizes[rank]:
+        raise ValueError(f"sizes={list(sizes)} do not fit x of {list(x.shape)} on rank {rank} of {size}")
 
 
 class SingleRankGroup:
@@ -79,6 +97,9 @@ class SingleRankGroup:
 
     def all_gather(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
         return x
+
+    def leave(self) -> None:
+        """Nobody waits."""
 
 
 @dataclass(slots=True)
@@ -102,6 +123,9 @@ class SingleStageLinks:
             raise CollectiveError(f"{count} fed back tokens were asked for, the next hand-over holds {held}")
         return self._fed_back.popleft()
 
+    def leave(self) -> None:
+        """Nobody waits."""
+
 
 @dataclass(frozen=True, slots=True)
 class ParallelContext:
@@ -112,7 +136,12 @@ class ParallelContext:
     links: PipelineLinks
     progress: ProgressCounter
 
+    def leave(self) -> None:
+        """Call before the process ends, whatever the reason."""
+        self.tensor_group.leave()
+        self.links.leave()
 
-def single_rank_context(shard: RankShard) -> ParallelContext:
+
+def single_rank_context(shard: RankShard, progress: ProgressCounter | None = None) -> ParallelContext:
     """The context of a replica of one rank: no processes, no rendezvous."""
-    return ParallelContext(shard, SingleRankGroup(), SingleStageLinks(), ProgressCounter())
+    return ParallelContext(shard, SingleRankGroup(), SingleStageLinks(), progress or ProgressCounter())

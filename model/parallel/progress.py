@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -24,5 +26,19 @@ class CollectiveError(RuntimeError):
     """A collective or transfer cannot finish: a peer left, failed or disagrees. The replica must be rebuilt."""
 
 
-class CollectiveTimeout(CollectiveError):
+class CollectiveTimeout(CollectiveError):  # noqa: N818  what happened, in one word
     """A peer did not arrive in time; the message names the rank, the operation and its sequence number."""
+
+
+@contextmanager
+def peer_failures_named(operation: str, peer: str) -> Iterator[None]:
+    """Turn a transport's RuntimeError into a `CollectiveError` that says what was going on with whom."""
+    try:
+        yield
+    except CollectiveError:
+        raise
+    except RuntimeError as error:
+        text = str(error)
+        late = "timed out" in text.lower() or "timeout" in text.lower()
+        kind = CollectiveTimeout if late else CollectiveError
+        raise kind(f"{operation} with {peer} failed: {text.splitlines()[0]}") from error
