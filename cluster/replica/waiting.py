@@ -1,0 +1,115 @@
+"""In which order prefills are served: by class, then by slack to the deadline. Knows no blocks, slots or steps.
+
+Slack is `deadline - now - predicted remaining prefill time`. `now` is the same for all who are compared, so the key
+`deadline - predicted time` orders a heap for good. Three rules bend it:
+- Slack beyond `patience` counts alike: the key is at most `arrival + patience`. So requests without a deadline go in
+  order of arrival, and whoever waits is only overtaken by requests that arrive within its patience.
+- Who waited for `patience` joins the first class, so no class starves.
+- Who cannot finish its prefill in time any more goes last: computing it would only make others late too.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterator
+
+from cluster.replica.rates import PrefillRate
+from cluster.replica.sequence import Phase, SequenceState
+
+Urgency = tuple[bool, int, float, int, int]
+"""(too late, class, latest start, arrival number, choice): smaller goes first."""
+
+
+class WaitingQueue:
+    """Sequences without a slot, most urgent first."""
+
+    def __init__(self, patience: float, rate: PrefillRate) -> None:
+        self._patience = patience
+        self._rate = rate
+        self._ready: list[tuple[Urgency, int, SequenceState]] = []
+        self._late: list[tuple[Urgency, int, SequenceState]] = []
+        self._aging: list[tuple[float, int, SequenceState]] = []
+        self._tickets = 0
+        self._pending: dict[SequenceState, int] = {}
+        self.pending_tokens = 0
+        """Tokens to be computed before all who wait or prefill can decode, cache hits left out as far as known."""
+
+    def __len__(self) -> int:
+        """Sequences whose prefill is not complete, those with a slot included."""
+        return len(self._pending)
+
+    def set_pending(self, sequence: SequenceState, tokens: int) -> None:
+        """Tell how much prefill a sequence still needs; 0 ends the account."""
+        self.pending_tokens += tokens - self._pending.pop(sequence, 0)
+        if tokens:
+            self._pending[sequence] = tokens
+
+    def urgency(self, sequence: SequenceState, now: float) -> Urgency:
+        """Where a sequence stands at `now`; comparable between waiting ones and those that prefill already."""
+        request = sequence.request
+        needed = self._pending.get(sequence, 0) * self._rate.seconds_per_token
+        latest_start = request.deadline - needed
+        key = min(latest_start, request.arrival + self._patience)
+        return latest_start <= now, request.priority, key, request.number, sequence.choice
+
+    def push(self, sequence: SequenceState, pending_tokens: int) -> None:
+        """Let a sequence wait that needs `pending_tokens` of prefill, as far as known."""
+        self.set_pending(sequence, pending_tokens)
+        sequence.phase = Phase.QUEUED
+        self._tickets += 1
+        sequence.ticket = self._tickets
+        self._drop_outdated()
+        heapq.heappush(self._ready, (self.urgency(sequence, -math.inf), self._tickets, sequence))
+        if sequence.request.priority > 0:
+            heapq.heappush(self._aging, (sequence.request.arrival + self._patience, self._tickets, sequence))
+
+    def peek(self, now: float) -> SequenceState | None:
+        """The most urgent sequence that waits; those whose deadline has passed are left out."""
+        self._promote(now)
+        for _ in self._valid(self._ready):
+            _, ticket, sequence = self._ready[0]
+            urgency = self.urgency(sequence, now)
+            if not urgency[0]:
+                return sequence
+            heapq.heappop(self._ready)
+            heapq.heappush(self._late, (urgency, ticket, sequence))
+        for _ in self._valid(self._late):
+            sequence = self._late[0][2]
+            if sequence.request.deadline > now:
+                return sequence
+            heapq.heappop(self._late)
+        return None
+
+    def remove(self, sequence: SequenceState) -> None:
+        """Take a sequence out of the order; its heap entry is dropped when it comes up."""
+        sequence.ticket = 0
+
+    def _promote(self, now: float) -> None:
+        while self._aging and self._aging[0][0] <= now:
+            _, ticket, sequence = heapq.heappop(self._aging)
+            if sequence.ticket == ticket:
+                sequence.request.priority = 0
+                self.push(sequence, self._pending.get(sequence, 0))
+
+    def _drop_outdated(self) -> None:
+        """Keep the heaps, and the requests that their entries hold in memory, within twice of what waits."""
+        limit = 64 + 2 * len(self._pending)
+        if len(self._ready) > limit:
+            self._ready = [entry for entry in self._ready if entry[2].ticket == entry[1]]
+            heapq.heapify(self._ready)
+        if len(self._late) > limit:
+            self._late = [entry for entry in self._late if entry[2].ticket == entry[1]]
+            heapq.heapify(self._late)
+        if len(self._aging) > limit:
+            self._aging = [entry for entry in self._aging if entry[2].ticket == entry[1]]
+            heapq.heapify(self._aging)
+
+    @staticmethod
+    def _valid(heap: list[tuple[Urgency, int, SequenceState]]) -> Iterator[None]:
+        """Yield as long as the heap's first entry, outdated ones dropped, exists."""
+        while heap:
+            if heap[0][2].ticket == heap[0][1]:
+                yield
+            else:
+                heapq.heappop(heap)
