@@ -10,6 +10,10 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Sequence
+from typing import TypeAlias
+
+BlockKey: TypeAlias = bytes
+"""Names a whole block and, through its parents, the whole prefix before it."""
 
 KEY_BYTES = 16
 """128 bits: among 10^12 blocks the chance of any collision is below 10^-14."""

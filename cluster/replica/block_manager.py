@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from cluster.block_hash import BlockKey
+from cluster.prefix import BlockKey
 
 
 class BlockObserver(Protocol):

@@ -9,7 +9,7 @@ import enum
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 RequestKey = Hashable
 """Names a request while it lives; the engine uses (connection, stream id)."""
@@ -45,8 +45,10 @@ class SchedulerConfig:
     """Micro-batches that take turns: one a pipeline stage keeps every stage busy."""
     prefix_cache: bool = True
     """Keep the blocks of ended sequences and find equal prefixes in them."""
-    model_revision: bytes = b""
+    model_revision: str = ""
     """Enters the block keys: weights that differ never share blocks."""
+    prefill_order: Literal["slack", "arrival"] = "slack"
+    """Within a class: least slack first, or first come, first served."""
     patience_seconds: float = 60.0
     """Starvation bound: slack beyond it counts alike, and a request that waited so long joins the first class."""
     look_ahead_seconds: float = 0.2
@@ -83,6 +85,8 @@ class Request:
     stop_token_ids: frozenset[int] = frozenset()
     deadline: float = math.inf
     """Monotonic seconds; nothing is planned from then on."""
+    first_token_by: float = math.inf
+    """Monotonic seconds by which the first token is wanted. Orders prefills as the deadline does, but ends nothing."""
     priority: int = 0
     """Class: smaller goes first."""
     cache_domain: bytes = b""

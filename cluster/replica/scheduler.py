@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cluster.block_hash import root_key
+from cluster.prefix import root_key
 from cluster.replica.block_manager import BlockManager, BlockObserver
 from cluster.replica.plan import (
     ChoiceStart,
@@ -83,7 +83,7 @@ class Scheduler:
         self.blocks = BlockManager(config.num_blocks, block_observer)
         self._step_observer = step_observer
         self._rate = PrefillRate(config.prefill_seconds_per_token)
-        self._waiting = WaitingQueue(config.patience_seconds, self._rate)
+        self._waiting = WaitingQueue(config, self._rate)
         self._residents = Residents(config, self.blocks, self._waiting)
         self._requests: dict[RequestKey, RequestState] = {}
         self._deadlines: list[tuple[float, int, RequestKey]] = []
@@ -118,7 +118,7 @@ class Scheduler:
         if request.key in self._requests:
             raise ValueError(f"request {request.key!r} lives already")
         self._check_fits(request)
-        root = root_key(request.cache_domain, self.config.model_revision, self.config.block_size)
+        root = root_key(request.cache_domain, self.config.model_revision)
         state = RequestState(request, root, next(self._numbers), now)
         self._requests[request.key] = state
         if state.deadline < math.inf:
@@ -196,7 +196,7 @@ class Scheduler:
             for sequence in state.sequences:
                 if sequence.phase is not Phase.ENDED:
                     index = len(sequence.tokens) - state.prompt_length
-                    cached = state.report_cached_tokens()
+                    cached = state.report()
                     events.append(SequenceEvent(state.key, sequence.choice, index, (), EndReason.DEADLINE, cached))
                     self._end(sequence)
         if not self._flights:
@@ -277,7 +277,7 @@ class Scheduler:
             end = EndReason.STOP
         elif length >= request.max_length:
             end = EndReason.LENGTH
-        cached = 0 if request.reported else request.report_cached_tokens()
+        cached = 0 if request.reported else request.report()
         if end is not None:
             self._end(sequence)
         return SequenceEvent(request.key, sequence.choice, index, (token,), end, cached)

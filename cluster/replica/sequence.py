@@ -7,11 +7,12 @@ A sequence that is PREEMPTED or ENDED keeps slot and blocks until no step in fli
 from __future__ import annotations
 
 import enum
+import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cluster.block_hash import BlockKey, block_keys, child_key
+from cluster.prefix import BlockKey, child_key
 from cluster.replica.plan import ChoiceStart, Request
 
 if TYPE_CHECKING:
@@ -43,11 +44,13 @@ class RequestState:
         "cached_prompt_tokens",
         "credit",
         "deadline",
+        "first_token_by",
         "key",
         "max_length",
         "min_tokens",
         "num_live",
         "number",
+        "patience_ended",
         "priority",
         "prompt_length",
         "reported",
@@ -63,6 +66,7 @@ class RequestState:
         self.min_tokens = request.min_tokens
         self.stop_token_ids = request.stop_token_ids
         self.deadline = request.deadline
+        self.first_token_by = request.first_token_by
         self.priority = request.priority
         self.credit = request.credit
         self.root = root
@@ -71,6 +75,7 @@ class RequestState:
         self.arrival = arrival
         self.cached_prompt_tokens: int | None = None
         """Found in the prefix cache when the first choice entered; None until then."""
+        self.patience_ended = False
         self.reported = False
         """An event has gone out."""
         self.sequences = tuple(SequenceState(self, start, request.prompt) for start in request.choices)
@@ -81,12 +86,18 @@ class RequestState:
         """No more tokens may be sampled until credit arrives."""
         return self.credit is not None and self.credit <= 0
 
-    def report_cached_tokens(self) -> int:
-        """The prompt tokens found in the cache, told once."""
+    def report(self) -> int:
+        """An event goes out; returns the prompt tokens found in the cache, which the first event tells."""
         if self.reported:
             return 0
         self.reported = True
+        self.first_token_by = math.inf
         return self.cached_prompt_tokens or 0
+
+    def end_patience(self) -> None:
+        """It has waited long enough: no class goes before it."""
+        self.patience_ended = True
+        self.priority = 0
 
 
 class SequenceState:
@@ -147,8 +158,6 @@ class SequenceState:
     def keys_of_full_blocks(self, block_size: int) -> list[BlockKey]:
         """Keys of all full blocks of the known tokens, in order."""
         keys, tokens = self.block_keys, self.tokens
-        if not keys:
-            self.block_keys = keys = block_keys(self.request.root, tokens, block_size)
         for start in range(len(keys) * block_size, len(tokens) - block_size + 1, block_size):
             parent = keys[-1] if keys else self.request.root
             keys.append(child_key(parent, tokens[start : start + block_size]))
