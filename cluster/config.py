@@ -97,6 +97,8 @@ class RouterConfig(_Section):
     """Most requests in flight at one router process."""
     default_deadline_seconds: float = Field(600, gt=0)
     """Deadline of a call that brings none."""
+    drain_seconds: float = Field(30, ge=0)
+    """How long running streams may take to finish after SIGTERM; then they are told to go elsewhere."""
 
 
 class ControllerConfig(_Section):

@@ -1,0 +1,95 @@
+"""Accepted tokens to public events: text, sequence numbers, outcomes, usage. Knows no replicas and no network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from argosy.internal.v1 import replica_pb2
+from argosy.v1 import inference_pb2 as api
+from cluster.router.continuation import News
+from cluster.router.detokenise import ChoiceText, Piece, StopStrings
+from cluster.router.tokenizer import ModelTokenizer
+
+
+class Answer:
+    """What one client is told."""
+
+    def __init__(
+        self,
+        spec: replica_pb2.GenerationSpec,
+        stop: api.Stop,
+        tokenizer: ModelTokenizer,
+        prompt: Sequence[int],
+    ) -> None:
+        self.completion_tokens = 0
+        """Accepted so far, all choices together."""
+        stops = StopStrings(stop.strings) if stop.strings else None
+        self._texts = {
+            choice.index: ChoiceText(tokenizer.decoder(prompt), stops, spec.min_tokens) for choice in spec.choices
+        }
+        self._outcomes: dict[int, api.ChoiceOutcome] = {}
+        self._sequence = 0
+
+    def take(self, news: Sequence[News]) -> list[api.GenerateResponse]:
+        """The events that tell the news, one a choice; choices that ended by a stop string are over afterwards."""
+        return [self._delta(entry) for entry in news]
+
+    def __len__(self) -> int:
+        """Number of choices."""
+        return len(self._texts)
+
+    def is_over(self, choice: int) -> bool:
+        return choice in self._outcomes
+
+    def finished(self, usage: api.Usage, timing: api.Timing) -> api.GenerateResponse:
+        """The last event, once every choice is over."""
+        outcomes = [self._outcomes[choice] for choice in sorted(self._outcomes)]
+        finished = api.Finished(choices=outcomes, usage=usage, last_sequence=self._sequence, timing=timing)
+        return api.GenerateResponse(finished=finished)
+
+    def _delta(self, entry: News) -> api.GenerateResponse:
+        piece = self._read(entry)
+        accepted = piece.accepted
+        self.completion_tokens += accepted
+        self._sequence += 1
+        token_ids = entry.token_ids
+        delta = api.Delta(
+            sequence=self._sequence,
+            choice=entry.choice,
+            text=piece.text,
+            token_ids=token_ids if accepted == len(token_ids) else token_ids[:accepted],
+        )
+        if entry.logprobs:
+            delta.logprobs.extend(map(_logprobs, entry.logprobs[:accepted]))
+        return api.GenerateResponse(delta=delta)
+
+    def _read(self, entry: News) -> Piece:
+        """The piece of text that the news adds, everything held back included if the choice is over."""
+        text = self._texts[entry.choice]
+        if not entry.end:
+            piece = text.push(entry.token_ids)
+        else:
+            # A stop token ends the answer and is no part of its text.
+            silent = 1 if entry.end == replica_pb2.END_REASON_STOP else 0
+            piece = text.push(entry.token_ids[: len(entry.token_ids) - silent])
+            if piece.stop_string is None:
+                rest = text.finish()
+                piece = Piece(piece.text + rest.text, piece.accepted + silent, rest.stop_string)
+        if piece.stop_string is not None or entry.end:
+            self._outcomes[entry.choice] = _outcome(entry, piece)
+        return piece
+
+
+def _outcome(entry: News, piece: Piece) -> api.ChoiceOutcome:
+    reason = api.FINISH_REASON_STOP
+    if piece.stop_string is None and entry.end == replica_pb2.END_REASON_LENGTH:
+        reason = api.FINISH_REASON_LENGTH
+    return api.ChoiceOutcome(choice=entry.choice, reason=reason, stop_string=piece.stop_string or "")
+
+
+def _logprobs(data: replica_pb2.TokenLogprobsData) -> api.TokenLogprobs:
+    top = [
+        api.TokenLogprob(token_id=token_id, logprob=logprob)
+        for token_id, logprob in zip(data.top_token_ids, data.top_logprobs, strict=True)
+    ]
+    return api.TokenLogprobs(logprob=data.logprob, top=top)

@@ -1,0 +1,130 @@
+"""Which replica should take a request: the one where it costs everybody the least time.
+
+Pure: plain numbers in, an index out; the router and the simulator call this same function. The cost of a request at a
+replica, in seconds, is how long it waits for its first token there plus how long it makes the others wait:
+
+    u    = prompt - cached                                         tokens to compute
+    P    = ceil(u/B) a0 + pre u + quad u (prompt - u/2)            its own prefill
+    S    = t0 + dec n + ctx C                                      a decode step now
+    W    = pend pre + (pend/B) S + room                            what is queued before it
+    d    = dec + ctx (prompt + o/2)                                what its decoding adds to each step
+    cost = rtt + W + (1 + kappa) P + w n (P + o d)
+
+with n running sequences of C context tokens, pend queued prompt tokens, B the step's token budget, o the expected
+answer. kappa = 0.3 + rho/(1 - rho) prices fleet time spent in prefill (rho) as a queue does; `room` is how long running
+sequences take to free the KV blocks that are missing. Cache-first, least-load and nearest are limits of this rule.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+PREFILL_PRICE = 0.3
+"""kappa of an idle fleet: computing a prefix again is a cost even where nobody waits."""
+NEIGHBOUR_WEIGHT = 0.05
+"""w: how much a second of each running neighbour counts against a second of this request."""
+MAX_PREFILL_SHARE = 0.9
+"""Cap of rho: kappa stays below 9.3."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepCosts:
+    """How long a replica's steps take, in seconds: six coefficients fitted from its step log."""
+
+    prefill_base: float
+    prefill_per_token: float
+    prefill_per_token_context: float
+    decode_base: float
+    decode_per_sequence: float
+    decode_per_context_token: float
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One replica as a router sees it now, its own dispatches since the last report included."""
+
+    eligible: bool
+    """Alive, of the right model, and allowed for this request."""
+    rtt: float
+    """Seconds there and back."""
+    costs: StepCosts
+    batch_tokens: int
+    """B: most tokens of one step."""
+    running: int
+    context_tokens: int
+    pending_prefill_tokens: int
+    prefill_share: float
+    free_tokens: int
+    """Tokens that fit the free KV blocks."""
+    used_tokens: int
+    """Tokens that fit the KV blocks in use."""
+
+
+def choose_replica(
+    prompt_tokens: int,
+    expected_tokens: float,
+    candidates: Sequence[Candidate],
+    cached_tokens: Sequence[int],
+    rng: random.Random,
+) -> int | None:
+    """The index of the cheapest eligible candidate, equal ones at random; None if none is eligible.
+
+    Args:
+        prompt_tokens: length of the prompt, tokens emitted elsewhere included.
+        expected_tokens: tokens that the answer is expected to have.
+        candidates: the replicas.
+        cached_tokens: for each candidate, leading prompt tokens whose blocks it holds or has been promised.
+        rng: breaks ties.
+    """
+    eligible = [candidate for candidate in candidates if candidate.eligible]
+    if not eligible:
+        return None
+    rho = min(sum([candidate.prefill_share for candidate in eligible]) / len(eligible), MAX_PREFILL_SHARE)
+    price = 1.0 + PREFILL_PRICE + rho / (1.0 - rho)
+    best: list[int] = []
+    best_cost = float("inf")
+    for index, candidate in enumerate(candidates):
+        if candidate.eligible:
+            cost = marginal_cost(prompt_tokens, expected_tokens, candidate, cached_tokens[index], price)
+            if cost < best_cost:
+                best, best_cost = [index], cost
+            elif cost == best_cost:
+                best.append(index)
+    # Costs that are not numbers (a broken report) compare false: then any eligible replica is as good as another.
+    return rng.choice(best or [index for index, candidate in enumerate(candidates) if candidate.eligible])
+
+
+def marginal_cost(
+    prompt_tokens: int, expected_tokens: float, candidate: Candidate, cached_tokens: int, prefill_price: float
+) -> float:
+    """Seconds that the request costs itself and others at one candidate; `prefill_price` is 1 + kappa."""
+    costs = candidate.costs
+    budget = candidate.batch_tokens
+    pending = candidate.pending_prefill_tokens
+    running = candidate.running
+    # The last prompt token is always computed: its logits give the first answer token.
+    new = max(prompt_tokens - cached_tokens, 1)
+    prefill = (
+        -(-new // budget) * costs.prefill_base
+        + new * costs.prefill_per_token
+        + new * (prompt_tokens - 0.5 * new) * costs.prefill_per_token_context
+    )
+    step = (
+        costs.decode_base
+        + running * costs.decode_per_sequence
+        + candidate.context_tokens * costs.decode_per_context_token
+    )
+    wait = pending * costs.prefill_per_token + pending / budget * step
+    missing = new + pending - candidate.free_tokens
+    if missing > 0 and candidate.used_tokens > 0:
+        # Running sequences give back all they hold within about one answer's length of steps.
+        wait += min(missing / candidate.used_tokens, 1.0) * expected_tokens * step
+    added = costs.decode_per_sequence + (prompt_tokens + 0.5 * expected_tokens) * costs.decode_per_context_token
+    return (
+        candidate.rtt
+        + wait
+        + prefill_price * prefill
+        + NEIGHBOUR_WEIGHT * running * (prefill + expected_tokens * added)
+    )

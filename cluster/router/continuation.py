@@ -1,0 +1,260 @@
+"""A live stream that outlasts its replicas: what was emitted, and going on from there at another one.
+
+Generation depends on prompt, emitted tokens, seed, choice and position alone, so a replica that is given those goes on
+exactly where another stopped. Knows tokens and positions; no text, no clients.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from argosy.internal.v1 import replica_pb2
+from cluster.clock import Clock
+from cluster.errors import Reason, ServiceError
+from cluster.ids import ModelName
+from cluster.router.dispatch import WINDOW_TOKENS, Attempt, ReplicaLostError
+from cluster.router.fleet import Attempted, Fleet
+from cluster.router.validate import duration_of
+
+log = logging.getLogger(__name__)
+
+FIRST_PATIENCE_SECONDS = 5.0
+"""How long a new request waits for any replica. A stream that has begun waits until its deadline."""
+RETRY_SECONDS = 0.05
+"""Pause between looks for a replica."""
+DEADLINE_MARGIN_SECONDS = 0.1
+"""A stream gives up this long before its deadline, so that the client hears why."""
+MAX_FRUITLESS_ATTEMPTS = 4
+"""Replicas in a row that may be lost without one token: beyond, it may be the request that kills them."""
+
+
+@dataclass(slots=True)
+class News:
+    """What one choice gained, in order."""
+
+    choice: int
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[replica_pb2.TokenLogprobsData] = field(default_factory=list)
+    end: int = replica_pb2.END_REASON_UNSPECIFIED
+    """STOP (the last token is the stop token) or LENGTH, once the choice is over."""
+
+
+class Positions:
+    """Exactly which tokens of each choice were accepted: drops what comes twice, refuses gaps."""
+
+    def __init__(self, choices: Iterable[int], max_tokens: int) -> None:
+        self.emitted: dict[int, list[int]] = {choice: [] for choice in choices}
+        """Of the choices that are not over."""
+        self._max_tokens = max_tokens
+
+    @property
+    def is_over(self) -> bool:
+        return not self.emitted
+
+    @property
+    def num_emitted(self) -> int:
+        """Tokens of the choices that are not over."""
+        return sum(map(len, self.emitted.values()))
+
+    def close(self, choice: int) -> None:
+        """The choice is over."""
+        self.emitted.pop(choice, None)
+
+    def accept(self, delta: replica_pb2.TokenDelta, news: dict[int, News]) -> None:
+        """Add a delta's new tokens to `news`.
+
+        Raises:
+            ReplicaLostError: tokens are missing before the delta's first.
+        """
+        choice = delta.choice
+        emitted = self.emitted.get(choice)
+        if emitted is None:
+            return
+        token_ids: Sequence[int] = delta.token_ids
+        known = len(emitted) - delta.first_index
+        if known < 0:
+            raise ReplicaLostError(f"it skipped {-known} tokens")
+        logprobs: Sequence[replica_pb2.TokenLogprobsData] = delta.logprobs
+        if known > 0:
+            token_ids, logprobs = token_ids[known:], logprobs[known:]
+        entry = news.get(choice)
+        if entry is None:
+            entry = news[choice] = News(choice)
+        emitted += token_ids
+        entry.token_ids += token_ids
+        entry.logprobs += logprobs
+        if delta.end in (replica_pb2.END_REASON_STOP, replica_pb2.END_REASON_LENGTH):
+            entry.end = delta.end
+        elif len(emitted) >= self._max_tokens:
+            # A replica may die between the last token and saying that it was the last.
+            entry.end = replica_pb2.END_REASON_LENGTH
+        if entry.end:
+            self.close(choice)
+
+
+class LiveStream:
+    """One request, wherever it runs."""
+
+    def __init__(
+        self,
+        spec: replica_pb2.GenerationSpec,
+        model: ModelName,
+        keys: Sequence[bytes],
+        fleet: Fleet,
+        clock: Clock,
+        deadline: float,
+    ) -> None:
+        """
+        Args:
+            spec: the request as it was before its first token.
+            keys: of the prompt's blocks.
+            deadline: in the clock's monotonic seconds.
+        """
+        self.cached_prompt_tokens = 0
+        """As the first replica said: what the client's prompt cost."""
+        self.num_attempts = 0
+        self._spec = spec
+        self._model = model
+        self._keys = keys
+        self._fleet = fleet
+        self._clock = clock
+        self._deadline = deadline
+        self._positions = Positions((choice.index for choice in spec.choices), spec.max_tokens)
+        self._attempt: Attempt | None = None
+        self._failed_at: set[Attempted] = set()
+        self._fruitless = 0
+        self._ended_at_replica = True
+        self._error: ServiceError | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """True if every choice has ended."""
+        return self._positions.is_over
+
+    async def next(self) -> list[News]:
+        """What came since the last call, at most one entry a choice; waits for something, moving on if a replica dies.
+
+        Raises:
+            ServiceError: the stream cannot be completed.
+        """
+        while True:
+            if self._error is not None:
+                raise self._error
+            try:
+                attempt = self._attempt or await self._begin()
+                news = self._accept(await attempt.take())
+            except ReplicaLostError as error:
+                if self._error is None:
+                    self._leave(str(error))
+                continue
+            if news:
+                self._fruitless = 0
+                return news
+
+    def release(self) -> None:
+        """What `next` returned has been passed on."""
+        if self._attempt is not None:
+            self._attempt.release()
+
+    def close_choice(self, choice: int, *, by_replica: bool) -> None:
+        """The choice is over; unless its replica ended it, what that still makes is not wanted."""
+        self._positions.close(choice)
+        self._ended_at_replica &= by_replica
+
+    def close(self) -> None:
+        """Nothing more is wanted."""
+        if self._attempt is not None:
+            self._attempt.close(tell=not (self.is_over and self._ended_at_replica))
+            self._attempt = None
+
+    def fail(self, error: ServiceError) -> None:
+        """Make `next` raise: the router ends the stream."""
+        self._error = error
+        if self._attempt is not None:
+            self._attempt.lose("the router ended it")
+
+    def _accept(self, deltas: Sequence[replica_pb2.TokenDelta]) -> list[News]:
+        news: dict[int, News] = {}
+        lost = None
+        for delta in deltas:
+            if delta.end >= replica_pb2.END_REASON_DEADLINE:
+                lost = self._failure(delta) or lost
+            try:
+                self._positions.accept(delta, news)
+            except ReplicaLostError as error:
+                lost = str(error)
+            if delta.cached_prompt_tokens and self.num_attempts == 1:
+                self.cached_prompt_tokens = delta.cached_prompt_tokens
+        if lost is not None:
+            self._leave(lost)
+        return list(news.values())
+
+    def _failure(self, delta: replica_pb2.TokenDelta) -> str | None:
+        """Why the request must go on elsewhere.
+
+        Raises:
+            ServiceError: it would fail elsewhere too.
+        """
+        if delta.choice not in self._positions.emitted:
+            return None
+        if delta.end == replica_pb2.END_REASON_DEADLINE:
+            raise ServiceError(Reason.DEADLINE)
+        if delta.end == replica_pb2.END_REASON_REFUSED:
+            log.error("%s: refused by its replica: %s", self._spec.request_id, delta.detail)
+            raise ServiceError(Reason.REFUSED)
+        return f"it gave the request up: {delta.detail or 'no reason'}"
+
+    def _leave(self, why: str) -> None:
+        """Give the present attempt up and remember where not to go next."""
+        if self._attempt is None:
+            return
+        target = self._attempt.connection.target
+        log.warning("%s: leaves %s (epoch %d): %s", self._spec.request_id, target.replica_id, target.epoch, why)
+        self._failed_at.add((target.replica_id, target.epoch))
+        self._attempt.close(tell=True)
+        self._attempt = None
+        self._fruitless += 1
+
+    async def _begin(self) -> Attempt:
+        """Send the request, with what was emitted, to the best replica; waits while there is none.
+
+        Raises:
+            ServiceError: there is none in time.
+            ReplicaLostError: it was lost in this very moment.
+        """
+        if self._fruitless >= MAX_FRUITLESS_ATTEMPTS:
+            raise ServiceError(Reason.REPLICA_LOST, retry_after=1.0)
+        begun = self._clock.monotonic()
+        has_begun = self.num_attempts > 0
+        give_up = self._deadline - DEADLINE_MARGIN_SECONDS
+        if not has_begun:
+            give_up = min(give_up, begun + FIRST_PATIENCE_SECONDS)
+        tokens = len(self._spec.prompt_token_ids) + self._positions.num_emitted
+        while True:
+            replica = self._fleet.choose(self._model, tokens, self._spec.max_tokens, self._keys, self._failed_at)
+            if replica is not None:
+                break
+            if self._clock.monotonic() >= give_up:
+                raise ServiceError(Reason.REPLICA_LOST if has_begun else Reason.NO_REPLICA, retry_after=1.0)
+            await self._clock.sleep(RETRY_SECONDS)
+            if self._error is not None:
+                raise self._error
+            # Better a replica that failed once than none; a rebuilt one has another epoch and is not in the set.
+            self._failed_at.clear()
+        self._attempt = replica.connection.submit(self._resumed_spec())
+        self.num_attempts += 1
+        replica.sent(tokens - replica.cached_tokens(self._keys), len(self._positions.emitted), self._keys)
+        return self._attempt
+
+    def _resumed_spec(self) -> replica_pb2.GenerationSpec:
+        """The request as it is now: the choices that are not over, with their tokens, and the time that is left."""
+        spec = replica_pb2.GenerationSpec()
+        spec.CopyFrom(self._spec)
+        del spec.choices[:]
+        for choice, emitted in self._positions.emitted.items():
+            spec.choices.add(index=choice, emitted_token_ids=emitted)
+        spec.time_left.CopyFrom(duration_of(self._deadline - self._clock.monotonic()))
+        spec.initial_credit = WINDOW_TOKENS
+        return spec

@@ -1,0 +1,161 @@
+"""Builds a router from a configuration and runs it until told to stop. Knows every part; does no part's work."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from argosy.v1 import inference_pb2_grpc, models_pb2_grpc
+from cluster import rpc
+from cluster.clock import Clock, SystemClock
+from cluster.config import ArgosyConfig
+from cluster.ids import new_router_id
+from cluster.router.catalogue import Catalogue
+from cluster.router.directory import watch_directory
+from cluster.router.fleet import Fleet, ModelTraffic
+from cluster.router.health import INFERENCE, MODELS, keep_health
+from cluster.router.metering import Ledger, MemoryLedger
+from cluster.router.models import ModelService
+from cluster.router.service import InferenceService
+from cluster.telemetry import RouterMetrics
+
+log = logging.getLogger(__name__)
+
+DRAIN_CHECK_SECONDS = 0.05
+FLUSH_SECONDS = 1.0
+"""Time for the statuses of cut streams to reach their clients."""
+
+
+def run(config: ArgosyConfig, on_listening: Callable[[str], None] | None = None) -> None:
+    """Run a router in this process until SIGTERM or SIGINT, then drain; a second signal cuts what still runs.
+
+    Args:
+        on_listening: called once with the host:port that clients can call.
+
+    Raises:
+        ConfigurationError: a model's directory or the port cannot be used.
+    """
+
+    async def serve_until_signalled() -> None:
+        stop, cut = asyncio.Event(), asyncio.Event()
+
+        def on_signal() -> None:
+            (cut if stop.is_set() else stop).set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, on_signal)
+        await serve(config, stop=stop, cut=cut, on_listening=on_listening)
+
+    asyncio.run(serve_until_signalled())
+
+
+async def serve(
+    config: ArgosyConfig,
+    *,
+    stop: asyncio.Event,
+    cut: asyncio.Event | None = None,
+    on_listening: Callable[[str], None] | None = None,
+    clock: Clock | None = None,
+    ledger: Ledger | None = None,
+    metrics: RouterMetrics | None = None,
+    rng: random.Random | None = None,
+) -> None:
+    """Run a router until `stop` is set, then drain it.
+
+    Args:
+        stop: ends it: no new calls, and those that run have `router.drain_seconds` to finish.
+        cut: ends the draining at once.
+        on_listening: called once with the host:port that clients can call.
+        clock, ledger, metrics, rng: what it stands on; the machine's own by default.
+
+    Raises:
+        ConfigurationError: a model's directory or the port cannot be used.
+    """
+    clock = clock or SystemClock()
+    catalogue = Catalogue.load(config)
+    traffic = {model.name: ModelTraffic(model.block_size, model.batch_tokens) for model in catalogue.values()}
+    router_id = new_router_id()
+    fleet = Fleet(router_id, clock, rng or random.Random(), traffic)  # noqa: S311 (breaks ties, hides nothing)
+    service = InferenceService(
+        catalogue,
+        fleet,
+        ledger or MemoryLedger(),
+        metrics or RouterMetrics(),
+        clock,
+        config.router.max_streams,
+    )
+    servicer = health.aio.HealthServicer()
+    server = _server(config, service, ModelService(catalogue, fleet), servicer)
+    address = rpc.listen(server, config.router.listen, "router.listen")
+    await server.start()
+    tasks = [
+        asyncio.create_task(watch_directory(config.controller.listen, router_id, clock, fleet.update)),
+        asyncio.create_task(keep_health(servicer, catalogue, fleet, clock)),
+        *(model.loading for model in catalogue.values()),
+    ]
+    log.info("%s listens on %s", router_id, address)
+    if on_listening is not None:
+        on_listening(address)
+    try:
+        await _until_stopped(stop, catalogue)
+        await servicer.enter_graceful_shutdown()
+        await _drain(service, clock, config.router.drain_seconds, cut or asyncio.Event())
+        await server.stop(FLUSH_SECONDS)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await fleet.close()
+        await server.stop(None)
+
+
+def _server(
+    config: ArgosyConfig, service: InferenceService, models: ModelService, servicer: health.aio.HealthServicer
+) -> grpc.aio.Server:
+    """The public server with every service on it, not yet listening."""
+    server = rpc.server(
+        link=rpc.Link.PUBLIC,
+        default_deadline=config.router.default_deadline_seconds,
+        max_receive=config.router.max_message,
+    )
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    models_pb2_grpc.add_ModelServiceServicer_to_server(models, server)  # type: ignore[no-untyped-call]
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    if config.router.reflection:
+        names = (INFERENCE, MODELS, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+    return server
+
+
+async def _until_stopped(stop: asyncio.Event, catalogue: Catalogue) -> None:
+    """Wait for `stop`, or raise what is wrong with a model's tokenizer."""
+    stopped = asyncio.create_task(stop.wait())
+    loaded = asyncio.gather(*(model.loading for model in catalogue.values()))
+    try:
+        waits: list[asyncio.Future[Any]] = [stopped, loaded]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        if loaded.done():
+            loaded.result()
+        await stopped
+    finally:
+        stopped.cancel()
+
+
+async def _drain(service: InferenceService, clock: Clock, seconds: float, cut: asyncio.Event) -> None:
+    """Take nothing new and let what runs finish; cut it after `seconds`, or as soon as `cut` is set."""
+    service.drain()
+    log.info("draining %d streams", service.num_streams)
+    end = clock.monotonic() + seconds
+    while service.num_streams and clock.monotonic() < end and not cut.is_set():
+        await clock.sleep(DRAIN_CHECK_SECONDS)
+    if service.num_streams:
+        log.warning("cutting %d streams", service.num_streams)
+        service.cut()

@@ -1,0 +1,221 @@
+"""`InferenceService`: a call becomes a live stream, and its news become the answer. Decides nothing itself.
+
+The way of a request: check, tokenise, specify, reserve; then take news, accept it in the ledger, write it, release the
+window; settle whatever happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc.aio
+
+from argosy.internal.v1 import replica_pb2
+from argosy.v1 import inference_pb2 as api
+from argosy.v1 import inference_pb2_grpc
+from cluster import rpc
+from cluster.clock import Clock
+from cluster.errors import QuotaViolation, Reason, ServiceError
+from cluster.ids import RequestId, new_request_id
+from cluster.prefix import block_keys
+from cluster.router.answer import Answer
+from cluster.router.catalogue import Catalogue, ServedModel
+from cluster.router.continuation import LiveStream
+from cluster.router.fleet import Fleet
+from cluster.router.metering import Ending, Ledger, Reservation, Row, Settlement
+from cluster.router.validate import check, duration_of, specify
+from cluster.telemetry import RouterMetrics
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+CACHE_DOMAIN = b""
+"""One domain for all, until requests have tenants."""
+DRAIN_RETRY_SECONDS = 1.0
+
+
+@dataclass(slots=True)
+class Call:
+    """One request on its way."""
+
+    model: ServedModel
+    request_id: RequestId
+    arrived: float
+    stream: LiveStream
+    answer: Answer
+    row: Row
+    prompt_tokens: int
+    ending: Ending = Ending.CANCELLED
+    """What it is unless something else happens: only the client ends a call without our doing."""
+    first_token: float | None = None
+
+
+class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
+    """Generates text at whichever replica is best."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        fleet: Fleet,
+        ledger: Ledger,
+        metrics: RouterMetrics,
+        clock: Clock,
+        max_streams: int,
+    ) -> None:
+        self._catalogue = catalogue
+        self._fleet = fleet
+        self._ledger = ledger
+        self._metrics = metrics
+        self._clock = clock
+        self._max_streams = max_streams
+        self._num_streams = 0
+        self._streams: set[LiveStream] = set()
+        self._is_draining = False
+
+    async def Generate(self, request: api.GenerateRequest, context: Context) -> None:  # noqa: N802 (gRPC's name)
+        """Serve one call."""
+        model = self._catalogue.find(request.model)
+        reason = "CANCELLED"
+        try:
+            with self._slot():
+                await self._serve(request, model, context)
+            reason = "OK"
+        except ServiceError as error:
+            reason = error.reason.name
+            raise
+        finally:
+            self._metrics.requests.labels(model.name, reason).inc()
+
+    def drain(self) -> None:
+        """Refuse new requests; those that run go on."""
+        self._is_draining = True
+
+    def cut(self) -> None:
+        """End what still runs, with a status that tells the client to go elsewhere."""
+        for stream in self._streams:
+            stream.fail(ServiceError(Reason.SHUTTING_DOWN, retry_after=DRAIN_RETRY_SECONDS))
+
+    @property
+    def num_streams(self) -> int:
+        return self._num_streams
+
+    @contextmanager
+    def _slot(self) -> Iterator[None]:
+        """Count one request in."""
+        if self._is_draining:
+            raise ServiceError(Reason.SHUTTING_DOWN, retry_after=DRAIN_RETRY_SECONDS)
+        if self._num_streams >= self._max_streams:
+            quota = QuotaViolation("router", f"at most {self._max_streams} requests in flight")
+            raise ServiceError(Reason.OVERLOADED, quotas=(quota,), retry_after=DRAIN_RETRY_SECONDS)
+        self._num_streams += 1
+        self._metrics.live_streams.set(self._num_streams)
+        try:
+            yield
+        finally:
+            self._num_streams -= 1
+            self._metrics.live_streams.set(self._num_streams)
+
+    async def _serve(self, request: api.GenerateRequest, model: ServedModel, context: Context) -> None:
+        arrived = self._clock.monotonic()
+        check(request, model.limits)
+        prompt = await model.tokenise(request)
+        spec = specify(
+            request,
+            prompt,
+            model.limits,
+            request_id=new_request_id(),
+            seed=secrets.randbits(64),
+            cache_domain=CACHE_DOMAIN,
+        )
+        call = await self._open(request, spec, prompt, model, arrived)
+        self._streams.add(call.stream)
+        try:
+            await self._relay(call, spec, context)
+            call.ending = Ending.COMPLETE
+        except ServiceError:
+            call.ending = Ending.FAILED
+            raise
+        finally:
+            self._streams.discard(call.stream)
+            call.stream.close()
+            await self._settle(call)
+
+    async def _open(
+        self,
+        request: api.GenerateRequest,
+        spec: replica_pb2.GenerationSpec,
+        prompt: Sequence[int],
+        model: ServedModel,
+        arrived: float,
+    ) -> Call:
+        """Everything that can refuse a valid request, then its entry in the ledger."""
+        tokenizer = await model.tokenizer()
+        answer = Answer(spec, request.stop, tokenizer, prompt)
+        keys = block_keys(CACHE_DOMAIN, model.revision, prompt, model.block_size)
+        deadline = self._clock.monotonic() + rpc.time_left()
+        stream = LiveStream(spec, model.name, keys, self._fleet, self._clock, deadline)
+        request_id = RequestId(spec.request_id)
+        most = spec.max_tokens * len(spec.choices)
+        row = await self._ledger.open(Reservation(request_id, model.name, len(prompt), most))
+        return Call(model, request_id, arrived, stream, answer, row, len(prompt))
+
+    async def _relay(self, call: Call, spec: replica_pb2.GenerationSpec, context: Context) -> None:
+        """Write every event. While one is being written news gathers, and becomes one event a choice."""
+        stream, answer, row, write = call.stream, call.answer, call.row, context.write
+        started = api.Started(
+            request_id=call.request_id,
+            model=call.model.name,
+            prompt_tokens=call.prompt_tokens,
+            seed=spec.sampling.seed,
+        )
+        await write(api.GenerateResponse(started=started))
+        while not stream.is_over:
+            news = await stream.next()
+            before = answer.completion_tokens
+            events = answer.take(news)
+            accepted = answer.completion_tokens - before
+            if accepted and call.first_token is None:
+                call.first_token = self._clock.monotonic()
+            if (written_ahead := row.accept(accepted)) is not None:
+                await written_ahead
+            for entry in news:
+                if answer.is_over(entry.choice):
+                    stream.close_choice(entry.choice, by_replica=bool(entry.end))
+            for event in events:
+                await write(event)
+            stream.release()
+        await write(answer.finished(self._usage(call), self._timing(call)))
+
+    def _usage(self, call: Call) -> api.Usage:
+        return api.Usage(
+            prompt_tokens=call.prompt_tokens,
+            cached_prompt_tokens=call.stream.cached_prompt_tokens,
+            completion_tokens=call.answer.completion_tokens,
+        )
+
+    def _timing(self, call: Call) -> api.Timing:
+        now = self._clock.monotonic()
+        first = call.first_token if call.first_token is not None else now
+        return api.Timing(time_to_first_token=duration_of(first - call.arrived), total=duration_of(now - call.arrived))
+
+    async def _settle(self, call: Call) -> None:
+        """Close the ledger's entry and count; comes with every ending."""
+        tokens = call.answer.completion_tokens
+        cached = call.stream.cached_prompt_tokens
+        name = call.model.name
+        # Shielded: a client that goes away twice over must not leave an entry open.
+        await asyncio.shield(call.row.settle(Settlement(call.ending, call.prompt_tokens, cached, tokens)))
+        metrics = self._metrics
+        for kind, count in (("prompt", call.prompt_tokens), ("cached", cached), ("completion", tokens)):
+            metrics.tokens.labels(name, kind).inc(count)
+        if call.stream.num_attempts > 1:
+            metrics.continuations.labels(name).inc(call.stream.num_attempts - 1)
+        if call.first_token is not None:
+            metrics.first_token_seconds.labels(name).observe(call.first_token - call.arrived)
+        metrics.request_seconds.labels(name).observe(self._clock.monotonic() - call.arrived)
+        if call.ending is Ending.COMPLETE:
+            self._fleet.observe_answer(name, tokens // max(len(call.answer), 1))
