@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import grpc.aio
-from argosy.internal.v1 import control_pb2_grpc
 
+from argosy.internal.v1 import control_pb2_grpc
 from cluster.clock import SystemClock
 from cluster.config import ArgosyConfig
 from cluster.control.controller import Controller
@@ -38,8 +38,8 @@ class ControllerActor:
         configure_logging(region=self._config.region)
         self._controller = Controller(self._config, RayBackend(self._config.ray), SystemClock(), self._view)
         self._server = server()
-        control_pb2_grpc.add_DirectoryServiceServicer_to_server(Directory(self._view), self._server)
-        control_pb2_grpc.add_ControlServiceServicer_to_server(Control(self._view, self.stop), self._server)
+        control_pb2_grpc.add_DirectoryServiceServicer_to_server(Directory(self._view), self._server)  # type: ignore[no-untyped-call]
+        control_pb2_grpc.add_ControlServiceServicer_to_server(Control(self._view, self.stop), self._server)  # type: ignore[no-untyped-call]
         address = listen(self._server, self._config.controller.listen, "controller.listen")
         await self._controller.adopt()
         await self._server.start()

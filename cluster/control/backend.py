@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from argosy.internal.v1 import control_pb2
-
 from cluster.control.plan import ReplicaPlan
 from cluster.control.topology import Node
 from cluster.ids import Epoch, ReplicaId

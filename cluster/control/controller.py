@@ -11,7 +11,6 @@ import secrets
 from dataclasses import replace
 
 from argosy.internal.v1 import control_pb2
-
 from cluster.clock import Clock
 from cluster.config import ArgosyConfig
 from cluster.control.backend import Backend, BackendError

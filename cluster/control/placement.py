@@ -1,6 +1,7 @@
 """Which node holds which stage. Pure: inventory in, placement out.
 
-A tensor group never leaves a node, stages may span nodes: a stage is one indivisible unit of `tp` ranks. Whoever cannot be placed hears what is missing and what would fit.
+A tensor group never leaves a node, stages may span nodes: a stage is one indivisible unit of `tp` ranks. Whoever cannot
+be placed hears what is missing and what would fit.
 """
 
 from __future__ import annotations

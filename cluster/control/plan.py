@@ -96,7 +96,7 @@ def wanted_replicas(config: ArgosyConfig) -> list[WantedReplica]:
     Raises:
         ConfigurationError: a checkpoint is not there or is of an architecture that is not served.
     """
-    wanted = []
+    wanted: list[WantedReplica] = []
     for section in config.models:
         directory = section.directory(config.model_store)
         shape = read_shape(section, directory)

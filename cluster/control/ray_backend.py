@@ -1,4 +1,4 @@
-"""Ray as the controller uses it: nodes, placement groups, detached named actors. The only file of control that imports ray.
+"""Ray as the controller uses it: nodes, placement groups, detached named actors. Control imports ray nowhere else.
 
 Ray places and supervises processes; it never sees a token. A replica is one placement group with one bundle a stage (a
 bundle never leaves its node, so neither does a tensor group), pinned to the nodes that `placement` chose.
@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from argosy.internal.v1 import control_pb2
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.experimental import internal_kv
 from ray.util.placement_group import PlacementGroup, get_placement_group, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from argosy.internal.v1 import control_pb2
 from cluster.config import RayConfig
 from cluster.control.backend import BackendError, RunningReplica
 from cluster.control.placement import UnplaceableError
@@ -64,12 +64,8 @@ class RayBackend:
         return nodes_from_ray(nodes, free, local=self._local)
 
     async def running(self) -> list[RunningReplica]:
-        found = []
-        for name in await asyncio.to_thread(ray.util.list_named_actors):
-            replica_id, kind, epoch = _parse_engine_name(name)
-            if kind == "engine":
-                found.append(RunningReplica(replica_id, epoch))
-        return found
+        names = await asyncio.to_thread(ray.util.list_named_actors)
+        return [found for name in names if (found := _parse_engine_name(name))]
 
     async def last_epoch(self, replica_id: ReplicaId) -> Epoch:
         value = await asyncio.to_thread(internal_kv._internal_kv_get, self._epoch_key(replica_id))
@@ -81,14 +77,16 @@ class RayBackend:
             internal_kv._internal_kv_put, self._epoch_key(spec.replica_id), str(spec.epoch), overwrite=True
         )
         try:
-            await self._reserve(processes, plan, spec)
+            processes.group = _ask_for_group(plan, spec)
+            await _reserved(processes.group)
             # Every process is on its way before any is waited for: together they take as long as the slowest.
-            processes.engine = self._actor(ENGINE_ACTOR, f"engine/{spec.epoch}", processes, spec, stage=0, gpus=0)
-            gpus = 1 if plan.device == "cuda" else 0
+            processes.engine = self._actor(ENGINE_ACTOR, spec, "engine", processes.group)
             for rank in plan.ranks:
                 at = rank.shard.coordinates
-                name = f"worker/{at.stage}/{at.tp_rank}/{spec.epoch}"
-                processes.workers.append(self._actor(WORKER_ACTOR, name, processes, spec, stage=at.stage, gpus=gpus))
+                role = f"worker/{at.stage}/{at.tp_rank}"
+                gpus = 1 if plan.device == "cuda" else 0
+                worker = self._actor(WORKER_ACTOR, spec, role, processes.group, bundle=at.stage, gpus=gpus)
+                processes.workers.append(worker)
             addresses: EngineAddresses = await _answer(
                 processes.engine.start.remote(EngineSpec(spec, plan.placement.engine_node.host)), PROCESS_SECONDS
             )
@@ -112,45 +110,26 @@ class RayBackend:
         return control_pb2.ReplicaStatus.FromString(raw)
 
     async def stop(self, replica_id: ReplicaId, epoch: Epoch, *, graceful: bool) -> None:
-        processes = self._processes.pop((replica_id, epoch), None) or await asyncio.to_thread(
-            self._look_up, replica_id, epoch
-        )
+        processes = self._processes.pop((replica_id, epoch), None)
+        if processes is None:
+            processes = await asyncio.to_thread(self._look_up, replica_id, epoch)
         if graceful and processes.engine is not None:
             with contextlib.suppress(RayError, TimeoutError):
                 await _answer(processes.engine.stop.remote(), GRACE_SECONDS)
         await asyncio.to_thread(_kill, processes)
 
-    async def _reserve(self, processes: _Processes, plan: ReplicaPlan, spec: ReplicaSpec) -> None:
-        tp = float(plan.dims.tp)
-        bundles = [{"CPU": tp + (1.0 if stage == 0 else 0.0)} for stage in range(plan.dims.pp)]
-        if plan.device == "cuda":
-            bundles = [{**bundle, "GPU": tp} for bundle in bundles]
-        processes.group = placement_group(
-            bundles,
-            strategy="PACK",
-            name=f"{spec.replica_id}/{spec.epoch}",
-            lifetime="detached",
-            bundle_label_selector=[{NODE_LABEL: node.node_id} for node in plan.placement.stage_nodes],
-        )
-        if not await asyncio.to_thread(processes.group.wait, RESERVE_SECONDS):
-            raise UnplaceableError(
-                f"Ray did not reserve {bundles} within {RESERVE_SECONDS:.0f} s; `ray status` shows why"
-            )
-
     def _actor(
-        self, entry_point: str, name: str, processes: _Processes, spec: ReplicaSpec, *, stage: int, gpus: int
+        self, entry_point: str, spec: ReplicaSpec, role: str, group: PlacementGroup, *, bundle: int = 0, gpus: int = 0
     ) -> Any:
         return RoleActor.options(
-            name=f"{spec.replica_id}/{name}",
+            name=f"{spec.replica_id}/{role}/{spec.epoch}",
             namespace=self._namespace,
             lifetime="detached",
             num_cpus=1,
             num_gpus=gpus,
             max_restarts=0,
             max_task_retries=0,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(
-                placement_group=processes.group, placement_group_bundle_index=stage
-            ),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
         ).remote(entry_point)
 
     async def _find(self, replica_id: ReplicaId, epoch: Epoch) -> _Processes:
@@ -182,14 +161,32 @@ class RayBackend:
         return f"argosy/{self._namespace}/{replica_id}/epoch"
 
 
-def _parse_engine_name(name: str) -> tuple[ReplicaId, str, Epoch]:
-    """`{replica id}/engine/{epoch}`; the kind is empty for any other name."""
-    replica_id, _, rest = name.rpartition("/engine/")
-    return (
-        (ReplicaId(replica_id), "engine", Epoch(int(rest)))
-        if replica_id and rest.isdigit()
-        else (ReplicaId(""), "", Epoch(0))
+def _ask_for_group(plan: ReplicaPlan, spec: ReplicaSpec) -> PlacementGroup:
+    tp = float(plan.dims.tp)
+    bundles = [{"CPU": tp + (1.0 if stage == 0 else 0.0)} for stage in range(plan.dims.pp)]
+    if plan.device == "cuda":
+        bundles = [{**bundle, "GPU": tp} for bundle in bundles]
+    group: PlacementGroup = placement_group(
+        bundles,
+        strategy="PACK",
+        name=f"{spec.replica_id}/{spec.epoch}",
+        lifetime="detached",
+        bundle_label_selector=[{NODE_LABEL: node.node_id} for node in plan.placement.stage_nodes],
     )
+    return group
+
+
+async def _reserved(group: PlacementGroup) -> None:
+    if not await asyncio.to_thread(group.wait, RESERVE_SECONDS):
+        raise UnplaceableError(
+            f"Ray did not reserve {group.bundle_specs} within {RESERVE_SECONDS:.0f} s; `ray status` shows why"
+        )
+
+
+def _parse_engine_name(name: str) -> RunningReplica | None:
+    """`{replica id}/engine/{epoch}`; None for any other name."""
+    replica_id, _, epoch = name.rpartition("/engine/")
+    return RunningReplica(ReplicaId(replica_id), Epoch(int(epoch))) if replica_id and epoch.isdigit() else None
 
 
 async def _answer(reference: Any, seconds: float) -> Any:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 
 from cluster.ids import Epoch, ReplicaId
 
+NEVER_STARTED = Epoch(0)
+
 
 class Phase(enum.Enum):
     """Where the controller stands with a replica."""
@@ -51,7 +53,7 @@ class Record:
 
     replica_id: ReplicaId
     phase: Phase = Phase.PENDING
-    epoch: Epoch = Epoch(0)
+    epoch: Epoch = NEVER_STARTED
     since: float = 0.0
     """When the phase began."""
     failures: int = 0

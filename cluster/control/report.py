@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from argosy.internal.v1 import control_pb2
-
 from cluster.control.plan import ReplicaPlan, WantedReplica
 from cluster.control.reconcile import Phase, Record
 

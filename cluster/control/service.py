@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc.aio
+
 from argosy.internal.v1 import control_pb2, control_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]

@@ -1,0 +1,94 @@
+"""Everything that can be known to be wrong before anything is started: files, shapes, room, ports. Takes seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+
+import psutil
+
+from cluster.config import ArgosyConfig
+from cluster.control.plan import ReplicaPlan, logical_cpus, plan_region, read_shape
+from cluster.control.topology import this_machine
+from cluster.errors import ConfigurationError
+from model.weights.loader import WeightsError, check_weights
+
+
+def preflight(config: ArgosyConfig) -> list[ReplicaPlan]:
+    """Check a configuration against this machine; the plan of each replica, empty if another cluster's nodes decide.
+
+    Raises:
+        ConfigurationError: one line that names the key or file and the fix.
+    """
+    check_ports(config)
+    check_models(config)
+    if config.ray.address != "local":
+        return []
+    return plan_region(config, [this_machine(logical_cpus(config))])
+
+
+def check_models(config: ArgosyConfig) -> None:
+    """Every checkpoint is there, whole, and of a kind that is served.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    for section in config.models:
+        directory = section.directory(config.model_store)
+        read_shape(section, directory)
+        if not (directory / "tokenizer.json").is_file():
+            raise ConfigurationError(
+                f"model {section.name}: tokenizer.json is missing in {directory}; pull the model anew"
+            )
+        try:
+            check_weights(directory)
+        except WeightsError as error:
+            raise ConfigurationError(f"model {section.name}: {error}") from None
+
+
+def check_ports(config: ArgosyConfig) -> None:
+    """Every address that this machine will listen on is free.
+
+    Raises:
+        ConfigurationError: one is not, or is not this machine's.
+    """
+    addresses = {"router.listen": config.router.listen, "controller.listen": config.controller.listen}
+    seen: dict[str, str] = {}
+    for key, address in addresses.items():
+        if address in seen and not address.endswith(":0"):
+            raise ConfigurationError(f"{key}: {address} is also {seen[address]}; give each its own port")
+        seen[address] = key
+        _check_port(key, address)
+
+
+def _check_port(key: str, address: str) -> None:
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    try:
+        family = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0][0]
+    except socket.gaierror as error:
+        raise ConfigurationError(f"{key}: {host!r} is not an address of this machine: {error.strerror}") from None
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As gRPC binds: connections of an earlier run that are still closing do not count as use.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+            probe.listen()
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                owner = _listener(int(port))
+                raise ConfigurationError(
+                    f"{key}: port {port} of {host} is in use{owner}; stop that, or set {key} to another port"
+                ) from None
+            raise ConfigurationError(f"{key}: cannot listen on {address}: {error.strerror}; set another") from None
+
+
+def _listener(port: int) -> str:
+    """Who listens there, if the system says."""
+    with contextlib.suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            local = connection.laddr
+            if connection.status == psutil.CONN_LISTEN and local and local.port == port and connection.pid:
+                return f" by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    return ""

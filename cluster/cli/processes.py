@@ -1,0 +1,120 @@
+"""Processes of one `up`: the router as a child, signals as requests, and the certainty that nothing stays behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+
+def process_age() -> float:
+    """Seconds since the operating system started this process, the interpreter's own start included."""
+    return time.time() - psutil.Process().create_time()
+
+
+class StopRequest:
+    """Turns SIGINT, SIGTERM and SIGHUP into a request that the program looks at between its steps.
+
+    The first signal asks; a second one ends the program and all its descendants at once.
+    """
+
+    def __init__(self, last_words: Callable[[], None] = lambda: None) -> None:
+        self._event = threading.Event()
+        self._last_words = last_words
+        self.signal = 0
+
+    def install(self) -> None:
+        """Take the signals over. Ray takes SIGTERM when it starts, so call again after that."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._handle)
+
+    @property
+    def requested(self) -> bool:
+        return self._event.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep, but not past a request; True if there is one."""
+        return self._event.wait(seconds)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._event.is_set():
+            kill_descendants()
+            self._last_words()
+            os._exit(128 + number)
+        self.signal = number
+        self._event.set()
+
+
+def kill_descendants(grace: float = 0.0) -> int:
+    """End every process below this one; how many there were. SIGKILL after `grace` seconds of SIGTERM."""
+    with contextlib.suppress(psutil.Error):
+        below = psutil.Process().children(recursive=True)
+        if grace:
+            for process in below:
+                with contextlib.suppress(psutil.Error):
+                    process.terminate()
+            _, below = psutil.wait_procs(below, timeout=grace)
+        for process in below:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(below, timeout=5.0)
+        return len(below)
+    return 0
+
+
+class RouterProcess:
+    """A router as a child that cannot outlive this process: its standard input is a pipe that closes with us."""
+
+    def __init__(self, config_file: Path, log: Path) -> None:
+        self._config_file = config_file
+        self._log = log
+        self._environment = dict(os.environ)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "cluster.cli", "router", "--exit-with-parent", "-f", str(self._config_file)]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=self._environment,
+                # Its own session: a Ctrl-C in the terminal is for us, who then end the router in order.
+                start_new_session=True,
+            )
+
+    @property
+    def exit_status(self) -> int | None:
+        """None while it runs."""
+        return self._process.poll() if self._process else None
+
+    def last_words(self) -> str:
+        """The last line of its log that says something."""
+        lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        return lines[-1] if lines else "no output"
+
+    def ask_to_end(self) -> None:
+        if self._process and self._process.poll() is None:
+            self._process.terminate()
+
+    def end(self, grace: float) -> None:
+        """Wait for it, kill it if it takes longer than `grace` seconds."""
+        if self._process is None:
+            return
+        try:
+            self._process.wait(grace)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdin:
+            self._process.stdin.close()

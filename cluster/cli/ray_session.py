@@ -1,0 +1,139 @@
+"""The Ray cluster under a region: started private and quiet on this machine, or joined. Knows no replicas.
+
+Whoever reaches a Ray port can run code as this user. So a cluster that is started here asks for a token (in a file that
+only this user can read), and listens on the loopback interface alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import Any
+
+from cluster.config import ArgosyConfig
+from cluster.control.plan import logical_cpus
+from cluster.errors import ConfigurationError
+from cluster.launch import CONTROLLER_ACTOR
+
+OBJECT_STORE_BYTES = 80 * 1024 * 1024
+"""Ray's least. No token and no weight goes through it."""
+CONTROLLER_NAME = "controller"
+CONTROLLER_START_SECONDS = 60.0
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    # Ray's own name for "this cluster is one machine": every one of its ports binds 127.0.0.1, on Linux too.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Ray would otherwise inspect how this process was launched, to launch its workers alike.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}
+
+
+def start_ray(config: ArgosyConfig, directory: Path) -> None:
+    """Start a cluster of this machine, or join the one that the configuration names.
+
+    Args:
+        directory: private to this run; holds the token, and Ray's sockets and logs.
+
+    Raises:
+        ConfigurationError: the named cluster cannot be joined.
+    """
+    if config.ray.address == "local":
+        _secure(directory)
+    import ray
+
+    quiet: dict[str, Any] = {"namespace": config.ray.namespace, "log_to_driver": False, "logging_level": logging.ERROR}
+    if config.ray.address == "local":
+        ray.init(
+            address="local",
+            num_cpus=logical_cpus(config),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=str(directory / "ray"),
+            **quiet,
+        )
+        return
+    try:
+        ray.init(address=config.ray.address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ConfigurationError(f"ray.address: no cluster at {config.ray.address}: {line}") from None
+
+
+def _secure(directory: Path) -> None:
+    """Make the token, and say in the environment that Ray and all its children must use it."""
+    token = directory / "ray-token"
+    with open(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+    os.environ.pop("RAY_AUTH_TOKEN", None)
+    os.environ.update(_QUIET, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
+
+
+def start_controller(config: ArgosyConfig) -> Any:
+    """Start the region's controller on this node and return its actor handle. It outlives this process if Ray does.
+
+    Raises:
+        ConfigurationError: another controller runs in the namespace, or this one cannot start.
+    """
+    import ray
+    from ray.exceptions import RayTaskError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from cluster.worker.launcher import RoleActor
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    try:
+        controller = RoleActor.options(
+            name=CONTROLLER_NAME,
+            namespace=config.ray.namespace,
+            lifetime="detached",
+            num_cpus=0,
+            scheduling_strategy=here,
+        ).remote(CONTROLLER_ACTOR)
+    except ValueError:
+        raise ConfigurationError(
+            f"ray.namespace: a controller already runs in {config.ray.namespace!r}; stop it or choose another namespace"
+        ) from None
+    try:
+        ray.get(controller.start.remote(config), timeout=CONTROLLER_START_SECONDS)
+    except RayTaskError as error:
+        if isinstance(error.cause, ConfigurationError):
+            raise error.cause from None
+        raise
+    return controller
+
+
+def is_alive(controller: Any) -> bool:
+    """Whether the controller's process still answers."""
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError
+
+    try:
+        ray.get(controller.ping.remote(), timeout=5.0)
+    except GetTimeoutError:
+        return True
+    except RayError:
+        return False
+    return True
+
+
+def stop_controller(controller: Any, seconds: float) -> None:
+    """End every replica, then the controller; whatever does not end in time is killed with Ray."""
+    import ray
+    from ray.exceptions import RayError
+
+    with contextlib.suppress(RayError):
+        ray.get(controller.stop.remote(), timeout=seconds)
+    with contextlib.suppress(RayError, ValueError):
+        ray.kill(controller, no_restart=True)
+
+
+def stop_ray() -> None:
+    """Leave the cluster, if there is one; a cluster started here ends."""
+    if (ray := sys.modules.get("ray")) is not None:
+        ray.shutdown()

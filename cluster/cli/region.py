@@ -1,0 +1,189 @@
+"""A whole region as one object: start it, watch it, end it. Used by `up` and `demo`; shows nothing itself.
+
+The router starts first and warms up while Ray does; then the controller, which starts the replicas.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from argosy.internal.v1 import control_pb2, control_pb2_grpc
+from cluster.cli import ray_session
+from cluster.cli.processes import RouterProcess, StopRequest, kill_descendants
+from cluster.config import ArgosyConfig
+from cluster.errors import ConfigurationError
+from cluster.rpc import channel
+
+GRACE_SECONDS = 5.0
+"""For streams to end and ranks to leave once a stop is asked for."""
+_LONGEST_SOCKET_BASE = 30
+"""Ray puts Unix sockets, whose paths are limited to 107 bytes, about 75 bytes below its directory."""
+
+_Result = TypeVar("_Result")
+
+
+class StoppedError(Exception):
+    """A signal asked for the end while something was being waited for."""
+
+
+class Region:
+    """Everything that one `up` started."""
+
+    def __init__(self, config: ArgosyConfig) -> None:
+        self.config = config
+        self.stop_request = StopRequest(self._forget_directory)
+        self.seconds: dict[str, float] = {}
+        """How long each part of the start took."""
+        self.directory = Path(_private_directory())
+        self._router: RouterProcess | None = None
+        self._controller: Any = None
+        self._runner = asyncio.Runner()
+        self._status_channel: grpc.aio.Channel | None = None
+
+    def __enter__(self) -> Region:
+        self.stop_request.install()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self.end(keep_logs=isinstance(error, Exception) and not isinstance(error, StoppedError))
+
+    @property
+    def router_log(self) -> Path:
+        return self.directory / "router.log"
+
+    def start_router(self) -> None:
+        """Start the router process; it needs nothing of the rest to come up."""
+        resolved = self.directory / "argosy.json"
+        resolved.write_text(self.config.model_dump_json(indent=2))
+        self._router = RouterProcess(resolved, self.router_log)
+        self._router.start()
+
+    def start_ray(self) -> None:
+        """Start or join Ray.
+
+        Raises:
+            ConfigurationError: the named cluster cannot be joined.
+            StoppedError: a signal came.
+        """
+        with self._timed("Ray"):
+            ray_session.start_ray(self.config, self.directory)
+        self.stop_request.install()
+        self._check_stop()
+
+    def start_controller(self) -> None:
+        """Start the controller, which starts the replicas."""
+        with self._timed("controller"):
+            self._controller = ray_session.start_controller(self.config)
+        self._check_stop()
+
+    def status(self) -> control_pb2.GetStatusResponse | None:
+        """What the controller says; None if it does not answer."""
+        return self.run(self._ask_status())
+
+    def router_serves(self) -> bool:
+        """Whether the router says that it can take requests.
+
+        Raises:
+            ConfigurationError: its process has ended.
+        """
+        assert self._router is not None
+        if self._router.exit_status is not None:
+            raise ConfigurationError(f"the router ended: {self._router.last_words()}")
+        return self.run(self._ask_health())
+
+    def supervise(self) -> list[str]:
+        """Restart what has ended and should not have; one line for each."""
+        events = []
+        if self._router is not None and self._router.exit_status is not None:
+            events.append(f"the router ended ({self._router.last_words()}); starting it again")
+            self._router.start()
+        if self._controller is not None and not ray_session.is_alive(self._controller):
+            events.append("the controller ended; starting it again, it adopts what runs")
+            self._controller = ray_session.start_controller(self.config)
+        return events
+
+    def run(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        """Run a coroutine to its end.
+
+        Raises:
+            StoppedError: a signal came first; the coroutine was cancelled.
+        """
+        return self._runner.run(self._until_stopped(work))
+
+    def end(self, *, keep_logs: bool = False) -> None:
+        """End everything, in order, then by force. Safe to call at any time, and again."""
+        if self._router is not None:
+            self._router.ask_to_end()
+        if self._controller is not None:
+            ray_session.stop_controller(self._controller, GRACE_SECONDS)
+            self._controller = None
+        if self._status_channel is not None:
+            self._runner.run(self._status_channel.close())
+            self._status_channel = None
+        self._runner.close()
+        if self._router is not None:
+            self._router.end(GRACE_SECONDS)
+            self._router = None
+        ray_session.stop_ray()
+        kill_descendants(grace=0.5)
+        if not keep_logs:
+            self._forget_directory()
+
+    async def _until_stopped(self, work: Coroutine[Any, Any, _Result]) -> _Result:
+        task = asyncio.ensure_future(work)
+        while not task.done():
+            await asyncio.wait([task], timeout=0.05)
+            if self.stop_request.requested and not task.done():
+                task.cancel()
+                await asyncio.wait([task], timeout=1.0)
+                raise StoppedError
+        return task.result()
+
+    async def _ask_status(self) -> control_pb2.GetStatusResponse | None:
+        if self._status_channel is None:
+            self._status_channel = channel(self.config.controller.listen)
+        stub = control_pb2_grpc.ControlServiceStub(self._status_channel)  # type: ignore[no-untyped-call]
+        try:
+            response: control_pb2.GetStatusResponse = await stub.GetStatus(control_pb2.GetStatusRequest(), timeout=2)
+        except grpc.aio.AioRpcError:
+            return None
+        return response
+
+    async def _ask_health(self) -> bool:
+        async with channel(self.config.router.listen) as router:
+            try:
+                stub = health_pb2_grpc.HealthStub(router)
+                answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=1)
+            except grpc.aio.AioRpcError:
+                return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def _check_stop(self) -> None:
+        if self.stop_request.requested:
+            raise StoppedError
+
+    @contextlib.contextmanager
+    def _timed(self, part: str) -> Any:
+        began = time.monotonic()
+        yield
+        self.seconds[part] = time.monotonic() - began
+
+    def _forget_directory(self) -> None:
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _private_directory() -> str:
+    base = tempfile.gettempdir()
+    short = base if len(os.fsencode(base)) <= _LONGEST_SOCKET_BASE else "/tmp"  # noqa: S108
+    return tempfile.mkdtemp(prefix="argosy-", dir=short)

@@ -1,0 +1,59 @@
+"""`argosy status`: what the controller knows of its replicas, as a table or as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import click
+import grpc.aio
+
+from argosy.internal.v1 import control_pb2, control_pb2_grpc
+from cluster.cli.tables import status_table
+from cluster.cli.terminal import console
+from cluster.config import load_config
+from cluster.rpc import channel
+
+DEFAULT_CONTROLLER = "127.0.0.1:50052"
+
+
+@click.command("status")
+@click.option("-f", "--file", type=click.Path(path_type=Path), help="The YAML file that `argosy up` was given.")
+@click.option("--address", help=f"host:port of the controller. Default: the file's, else {DEFAULT_CONTROLLER}.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+def command(file: Path | None, address: str | None, as_json: bool) -> None:
+    """Show replicas and ranks, and how they do.
+
+    Exit status 0 if every replica is ready, 2 if one is not, 1 if no controller answers.
+
+    \b
+    Examples:
+      argosy status
+      argosy status -f examples/argosy.yaml
+      argosy status --json | jq '.replicas[].state'
+    """
+    where = address or (load_config(file).controller.listen if file else DEFAULT_CONTROLLER)
+    status = asyncio.run(_ask(where))
+    if as_json:
+        from google.protobuf.json_format import MessageToDict
+
+        click.echo(json.dumps(MessageToDict(status, preserving_proto_field_name=True), indent=2))
+    else:
+        console().print(f"Region {status.region}")
+        console().print(status_table(status.replicas))
+    if any(replica.state != control_pb2.REPLICA_STATE_READY for replica in status.replicas):
+        click.get_current_context().exit(2)
+
+
+async def _ask(address: str) -> control_pb2.GetStatusResponse:
+    async with channel(address) as controller:
+        stub = control_pb2_grpc.ControlServiceStub(controller)  # type: ignore[no-untyped-call]
+        try:
+            status: control_pb2.GetStatusResponse = await stub.GetStatus(control_pb2.GetStatusRequest(), timeout=5)
+        except grpc.aio.AioRpcError as error:
+            raise click.ClickException(
+                f"no controller answers at {address} ({error.code().name}); "
+                "start a region with `argosy up -f FILE`, or give --address or -f"
+            ) from None
+    return status

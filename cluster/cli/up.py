@@ -1,0 +1,100 @@
+"""`argosy up`: a region in the foreground. Checks everything first, shows the start, stays, takes it all down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from argosy.internal.v1 import control_pb2
+from cluster.cli.preflight import preflight
+from cluster.cli.processes import process_age
+from cluster.cli.progress import wait_until_ready
+from cluster.cli.region import Region, StoppedError
+from cluster.cli.tables import plan_table
+from cluster.cli.terminal import console
+from cluster.config import load_config
+
+START_ATTEMPTS = 2
+SUPERVISE_SECONDS = 1.0
+
+
+@click.command("up")
+@click.option(
+    "-f",
+    "--file",
+    type=click.Path(path_type=Path),
+    default=Path("argosy.yaml"),
+    show_default=True,
+    help="What to run.",
+)
+@click.option("--check", is_flag=True, help="Check the file and print the plan; start nothing.")
+def command(file: Path, check: bool) -> None:
+    """Start everything that a YAML file describes; Ctrl-C ends it.
+
+    The file, the checkpoints, the way each model is cut, and the ports are checked before anything starts. Then the
+    plan is printed, then the progress of every rank, then where to call. Ctrl-C or SIGTERM ends all of it in order; a
+    second one at once.
+
+    \b
+    Examples:
+      argosy up -f examples/argosy.yaml
+      argosy up -f examples/argosy.yaml --check
+    """
+    config = load_config(file)
+    screen = console()
+    for plan in preflight(config):
+        screen.print(plan_table(plan))
+    if check:
+        screen.print(f"{file}: fine")
+        return
+    with Region(config) as region:
+        try:
+            screen.print(f"Starting; logs are in {region.directory}")
+            region.start_router()
+            region.start_ray()
+            region.start_controller()
+            wait_until_ready(region, console(stderr=True), attempts=START_ATTEMPTS)
+        except StoppedError:
+            screen.print("Stopping before everything was up")
+            click.get_current_context().exit(128 + region.stop_request.signal)
+        _greet(screen, region)
+        _stay(screen, region)
+        screen.print("Stopping")
+    screen.print("Stopped")
+
+
+def _greet(screen: Console, region: Region) -> None:
+    address = region.config.router.listen
+    names = ", ".join(model.name for model in region.config.models)
+    where = "" if address.endswith(":50051") else f" --address {address}"
+    screen.print(f"\nReady after {process_age():.1f} s, serving {names}")
+    screen.print(f"  gRPC   {address}")
+    screen.print(f"  ask    argosy generate{where} 'Why is the sky blue?'", markup=False)
+    screen.print(f"  talk   argosy chat{where}")
+    screen.print(f"  watch  argosy status --address {region.config.controller.listen}")
+    screen.print("Ctrl-C ends it.")
+
+
+def _stay(screen: Console, region: Region) -> None:
+    """Tell what changes until a signal comes."""
+    states: dict[str, tuple[int, int]] = {}
+    while not region.stop_request.wait(SUPERVISE_SECONDS):
+        for event in region.supervise():
+            screen.print(event, markup=False)
+        try:
+            status = region.status()
+        except StoppedError:
+            return
+        for replica in status.replicas if status else ():
+            now = (replica.state, replica.epoch)
+            if states.setdefault(replica.replica_id, now) != now:
+                states[replica.replica_id] = now
+                screen.print(_news(replica), markup=False)
+
+
+def _news(replica: control_pb2.ReplicaStatus) -> str:
+    state = control_pb2.ReplicaState.Name(replica.state).removeprefix("REPLICA_STATE_").lower()
+    reason = f": {replica.reason}" if replica.reason else ""
+    return f"{replica.replica_id} epoch {replica.epoch} is {state}{reason}"
