@@ -31,7 +31,7 @@ setup: $(READY) ## Make the virtual environment in .venv (every command does it 
 
 demo: $(READY) ## Answer PROMPT="..." with a real model, cut 2 x 2, through the router; leaves nothing running
 	@$(BIN)/argosy pull $(MODEL)
-	@$(BIN)/argosy demo "$$PROMPT"
+	@$(BIN)/argosy demo -- "$$PROMPT"
 
 serve: $(READY) ## Serve examples/argosy.yaml until Ctrl-C
 	@$(BIN)/argosy pull $(MODEL)

@@ -90,6 +90,8 @@ def fetch_from_hub(repository: str, directory: Path, report: Report) -> None:
     except ImportError:
         raise StoreError(f"{repository}: hub downloads need an extra: pip install 'argosy[pull]'") from None
     disable_progress_bars()
+    for remains in directory.rglob("*.incomplete"):  # of a killed pull: the library starts such a file anew
+        remains.unlink()
     try:
         report(f"looking up {repository}", None)
         info = huggingface_hub.HfApi().model_info(repository, files_metadata=True)
@@ -102,7 +104,7 @@ def fetch_from_hub(repository: str, directory: Path, report: Report) -> None:
             _snapshot(repository, info.sha, directory, list(SERVED_FILES))
     except StoreError:
         raise
-    except (OSError, RuntimeError, ValueError) as error:  # the hub library's errors, and its HTTP library's
+    except Exception as error:  # the hub library raises its HTTP library's errors, which have no base in common
         raise StoreError(f"{repository}: the hub did not give it: {_first_line(error)}") from None
 
 

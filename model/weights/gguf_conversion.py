@@ -16,6 +16,8 @@ import numpy as np
 import safetensors.numpy
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from model.weights.safety import StoreError
+
 OnTensor = Callable[[int, int], None]
 """Called with (tensors done, tensors in all)."""
 
@@ -39,7 +41,7 @@ _LAYER_TENSORS = {
 _CONTROL_TOKEN = int(gguf.TokenType.CONTROL)
 
 
-class ConversionError(ValueError):
+class ConversionError(StoreError):
     """The GGUF file is of a kind that is not converted; the message names the key."""
 
 
@@ -102,7 +104,7 @@ def _split_rotary_halves(rows: np.ndarray, num_heads: int) -> np.ndarray:
 
 def _config(fields: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
     hidden_size, num_heads = fields["llama.embedding_length"], fields["llama.attention.head_count"]
-    if "rope_freqs.weight" in fields or "llama.rope.scaling.type" in fields:
+    if "llama.rope.scaling.type" in fields:
         raise ConversionError("llama.rope.scaling: scaled rotary embeddings are not converted")
     return {
         "architectures": ["LlamaForCausalLM"],

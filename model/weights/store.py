@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import filecmp
 import os
 import re
 import shutil
@@ -91,11 +92,11 @@ def _pull_directory(source: Path, store: Path, report: Report) -> Path:
     with _locked(source.name, store, report) as partial:
         target = store / source.name
         if _has_sound_copy(target, report):
-            if _sizes(source) == _sizes(target):
+            if _same_files(source, target):
                 return target
             raise StoreError(f"{source}: the store has another model of that name; remove {target}, then pull again")
         _clear(partial)
-        names = sorted(_sizes(source))
+        names = _served_files(source)
         for done, name in enumerate(names, start=1):
             _link_or_copy(source / name, partial / name)
             report(f"taking over {source}", done / len(names))
@@ -103,8 +104,17 @@ def _pull_directory(source: Path, store: Path, report: Report) -> Path:
         return target
 
 
-def _sizes(directory: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_size for path in directory.iterdir() if is_served(path.name)}
+def _served_files(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir() if is_served(path.name))
+
+
+def _same_files(source: Path, target: Path) -> bool:
+    names = _served_files(source)
+    # Files that share their bytes are equal without being read.
+    return names == _served_files(target) and all(
+        (source / name).samefile(target / name) or filecmp.cmp(source / name, target / name, shallow=False)
+        for name in names
+    )
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

@@ -1,0 +1,206 @@
+"""`argosy pull ORGANISATION/NAME` over the real hub library, against a hub on loopback that speaks its protocol."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REPOSITORY = "harbour/tiny"
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 32,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+}
+PULL = """
+import sys
+from pathlib import Path
+from model.weights.safety import StoreError
+from model.weights.store import pull
+try:
+    print(pull(sys.argv[1], Path(sys.argv[2]), lambda what, fraction: None))
+except StoreError as error:
+    sys.exit(f"StoreError: {error}")
+"""
+
+
+class Hub:
+    """Files of one repository, and what was asked for. `stalled` is a file that never comes beyond its first half."""
+
+    def __init__(self) -> None:
+        self.files = {
+            "config.json": json.dumps(CONFIG).encode(),
+            "tokenizer.json": b"{}",
+            "chat_template.jinja": b"{{ messages }}",
+            "model-1.safetensors": safetensors.numpy.save({"model.norm.weight": np.ones(8, np.float32)}),
+            "model-2.safetensors": safetensors.numpy.save({"lm_head.weight": np.ones((32, 8), np.float32)}),
+            "pytorch_model.bin": b"a pickle",
+            "README.md": b"# Tiny",
+            "onnx/config.json": b"{}",
+        }
+        self.downloads: list[str] = []
+        self.stalled: str | None = None
+        self.is_stalling = threading.Event()
+        self.resume = threading.Event()
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_HEAD(self) -> None:
+                self.answer(with_body=False)
+
+            def do_GET(self) -> None:
+                self.answer(with_body=True)
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+            def answer(self, *, with_body: bool) -> None:
+                path = urlsplit(self.path).path
+                if path in (f"/api/models/{REPOSITORY}", f"/api/models/{REPOSITORY}/revision/main"):
+                    siblings = [{"rfilename": name, "size": len(data)} for name, data in hub.files.items()]
+                    self.send(json.dumps({"id": REPOSITORY, "sha": COMMIT, "siblings": siblings}).encode())
+                elif path == f"/api/models/{REPOSITORY}/tree/{COMMIT}":
+                    files = hub.files.items()
+                    self.send(json.dumps([entry(name, data) for name, data in files]).encode())
+                elif path.startswith(prefix := f"/{REPOSITORY}/resolve/{COMMIT}/"):
+                    self.file(path.removeprefix(prefix), with_body=with_body)
+                else:
+                    self.send(b'{"error": "Repository not found"}', status=404, code="RepoNotFound")
+
+            def send(self, body: bytes, status: int = 200, code: str | None = None) -> None:
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                if code:
+                    self.send_header("X-Error-Code", code)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def file(self, name: str, *, with_body: bool) -> None:
+                data = hub.files[name]
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(data)))
+                self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+                self.send_header("X-Repo-Commit", COMMIT)
+                self.end_headers()
+                if not with_body:
+                    return
+                hub.downloads.append(name)
+                if name == hub.stalled:
+                    self.wfile.write(data[: len(data) // 2])
+                    hub.is_stalling.set()
+                    hub.resume.wait(60)
+                    self.close_connection = True
+                else:
+                    self.wfile.write(data)
+
+        def entry(name: str, data: bytes) -> dict[str, object]:
+            return {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    hub = Hub()
+    thread = threading.Thread(target=hub.server.serve_forever, daemon=True)
+    thread.start()
+    yield hub
+    hub.server.shutdown()
+    hub.server.server_close()
+    thread.join()
+
+
+def start_pull(hub: Hub, store: Path, source: str = REPOSITORY) -> subprocess.Popen[str]:
+    """In its own process: the hub library reads its environment when it is imported."""
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(store.parent / "hf")}
+    environment |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    command = [sys.executable, "-c", PULL, source, str(store)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def pull_from(hub: Hub, store: Path, source: str = REPOSITORY) -> tuple[str, str]:
+    """What the pull printed on its output and, if it was refused, on its error output."""
+    with start_pull(hub, store, source) as process:
+        return process.communicate(timeout=60)
+
+
+def test_takes_safetensors_and_texts_only(hub: Hub, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    target = store / "harbour" / "tiny"
+    assert pull_from(hub, store) == (f"{target}\n", "")
+    refused = ("pytorch_model.bin", "README.md", "onnx/config.json")
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == {
+        name: data for name, data in hub.files.items() if name not in refused
+    }
+    asked = len(hub.downloads)
+    assert pull_from(hub, store) == (f"{target}\n", "")
+    assert len(hub.downloads) == asked
+
+
+def test_refuses_before_any_weights_are_fetched(hub: Hub, tmp_path: Path) -> None:
+    hub.files["config.json"] = json.dumps(CONFIG | {"auto_map": {"AutoModel": "evil.Model"}}).encode()
+    _, refusal = pull_from(hub, tmp_path / "store")
+    assert "harbour/tiny: config.json has auto_map: the model needs remote code" in refusal
+    del hub.files["model-1.safetensors"], hub.files["model-2.safetensors"]
+    _, refusal = pull_from(hub, tmp_path / "store")
+    assert "harbour/tiny: pytorch_model.bin is a pickle" in refusal
+    assert not [name for name in hub.downloads if name.endswith((".safetensors", ".bin"))]
+    assert not (tmp_path / "store" / "harbour").exists()
+
+
+def test_a_killed_download_is_never_visible_and_goes_on_where_it_was(hub: Hub, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    hub.stalled = "model-2.safetensors"
+    with start_pull(hub, store) as process:
+        finished = store / ".partial" / "harbour--tiny" / "model-1.safetensors"
+        assert hub.is_stalling.wait(60)
+        while not finished.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    hub.resume.set()
+    assert not (store / "harbour").exists()
+
+    hub.stalled = None
+    hub.downloads.clear()
+    target = store / "harbour" / "tiny"
+    assert pull_from(hub, store) == (f"{target}\n", "")
+    assert (target / "model-2.safetensors").read_bytes() == hub.files["model-2.safetensors"]
+    assert hub.downloads == ["model-2.safetensors"]
+    assert not (target / ".cache").exists()
+
+
+def test_unknown_repository_is_one_line(hub: Hub, tmp_path: Path) -> None:
+    _, refusal = pull_from(hub, tmp_path / "store", "harbour/nothing")
+    assert refusal.startswith("StoreError: harbour/nothing: the hub did not give it: ")
+    assert refusal.count("\n") == 1
+
+
+def test_hub_that_does_not_answer_is_one_line(hub: Hub, tmp_path: Path) -> None:
+    hub.server.shutdown()
+    hub.server.server_close()
+    _, refusal = pull_from(hub, tmp_path / "store")
+    assert refusal.startswith("StoreError: harbour/tiny: the hub did not give it: ")
+    assert refusal.count("\n") == 1
