@@ -19,6 +19,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 ENGINE_ACTOR = "cluster.replica.actor:EngineActor"
 WORKER_ACTOR = "cluster.worker.actor:WorkerActor"
+CONTROLLER_ACTOR = "cluster.control.actor:ControllerActor"
 """Entry points by name: `cluster.worker.launcher` imports them in the actor's own process, never in the controller's."""
 
 

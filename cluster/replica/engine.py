@@ -1,0 +1,324 @@
+"""One epoch of one replica: requests in, steps out to the ranks, tokens back to the routers they belong to.
+
+1. A router's `submit` is checked and queued; the loop wakes.
+2. `plan` → `send_step`: up to a step a stage and one more are in flight.
+3. `step_done` → `complete` → deltas, at most one report a router and step.
+4. A lost rank ends the epoch: every live request ends with ERROR and can go on at another replica.
+
+Knows requests, plans and connections to routers; knows no gRPC, no sockets, no tensors. One asyncio loop, no threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import logging
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from argosy.internal.v1 import control_pb2, replica_pb2, step_pb2
+from cluster.clock import Clock
+from cluster.errors import Reason, ServiceError
+from cluster.ids import Epoch
+from cluster.protocol import REPLICA_PROTOCOL_VERSION
+from cluster.replica.connection import Connection
+from cluster.replica.plan import EndReason, Refused, RequestKey, SequenceEvent, StepPlan
+from cluster.replica.scheduler import Scheduler
+from cluster.replica.step_message import step_input
+from cluster.replica.step_times import StepTimes
+from cluster.replica.validate import Limits, read_spec
+
+logger = logging.getLogger(__name__)
+
+_ENDS: dict[EndReason | None, replica_pb2.EndReason] = {
+    None: replica_pb2.END_REASON_UNSPECIFIED,
+    EndReason.STOP: replica_pb2.END_REASON_STOP,
+    EndReason.LENGTH: replica_pb2.END_REASON_LENGTH,
+    EndReason.DEADLINE: replica_pb2.END_REASON_DEADLINE,
+}
+
+Logprobs = replica_pb2.TokenLogprobsData
+SampledRow = tuple[RequestKey, int, int]
+"""Request, choice, index of the token in the choice."""
+
+
+class Ranks(Protocol):
+    """What the engine needs of the executor."""
+
+    def send_step(self, step: int, message: bytes, predicted_seconds: float) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(slots=True)
+class _Live:
+    """A request that still has open choices."""
+
+    connection: Connection
+    stream_id: int
+    spec: replica_pb2.GenerationSpec
+    open_choices: set[int]
+    logprobs: dict[tuple[int, int], Logprobs] = field(default_factory=dict)
+    """By choice and token index, until the token itself is delivered."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A step whose answer is still out."""
+
+    plan: StepPlan
+    predicted_seconds: float
+    reporting: tuple[SampledRow, ...]
+    """Rows that asked for log probabilities, in row order."""
+
+
+class Engine:
+    """The loop of one epoch."""
+
+    def __init__(
+        self, epoch: Epoch, num_stages: int, limits: Limits, scheduler: Scheduler, ranks: Ranks, clock: Clock
+    ) -> None:
+        self.state: control_pb2.ReplicaState = control_pb2.REPLICA_STATE_LOADING
+        self.reason = ""
+        self.step = 0
+        self._epoch = epoch
+        self._limits = limits
+        self._scheduler = scheduler
+        self._ranks = ranks
+        self._clock = clock
+        self._max_in_flight = num_stages + 1
+        self._connections: dict[int, Connection] = {}
+        self._connection_ids = itertools.count(1)
+        self._live: dict[RequestKey, _Live] = {}
+        self._flights: deque[_Flight] = deque()
+        self._times = StepTimes()
+        self._awake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._load: replica_pb2.Load | None = None
+
+    # Routers
+
+    def connect(self, hello: replica_pb2.Hello) -> Connection:
+        """Admit a router.
+
+        Raises:
+            ServiceError: it expects another epoch or protocol, or this replica takes no requests.
+        """
+        if hello.protocol_version != REPLICA_PROTOCOL_VERSION:
+            raise ServiceError(Reason.PROTOCOL_VERSION, f"this replica speaks version {REPLICA_PROTOCOL_VERSION}")
+        if hello.expected_epoch not in (0, self._epoch):
+            raise ServiceError(Reason.STALE_EPOCH)
+        if self.state != control_pb2.REPLICA_STATE_READY:
+            raise ServiceError(Reason.NO_REPLICA)
+        connection = Connection(next(self._connection_ids), hello.router_id)
+        self._connections[connection.connection_id] = connection
+        return connection
+
+    def disconnect(self, connection: Connection) -> None:
+        """The router is gone, and with it every request that it had here."""
+        self._connections.pop(connection.connection_id, None)
+        for key, live in list(self._live.items()):
+            if live.connection is connection:
+                self._drop(key)
+
+    def submit(self, connection: Connection, message: replica_pb2.Submit) -> None:
+        """Queue a request. Whatever is wrong with it ends that request alone."""
+        spec, key = message.spec, (connection.connection_id, message.stream_id)
+        if key in self._live:
+            raise ServiceError(Reason.INTERNAL, f"stream {message.stream_id} is in use")
+        live = _Live(connection, message.stream_id, spec, {choice.index for choice in spec.choices} or {0})
+        now = self._clock.monotonic()
+        try:
+            if self.state != control_pb2.REPLICA_STATE_READY:
+                self._end_all_choices(live, replica_pb2.END_REASON_ERROR, "the replica takes no new requests")
+                return
+            self._scheduler.submit(read_spec(spec, key, self._limits, now), now)
+        except Refused as refusal:
+            self._end_all_choices(live, replica_pb2.END_REASON_REFUSED, str(refusal))
+            return
+        except Exception as error:  # no request may end the engine
+            logger.exception("request %s could not be queued", spec.request_id)
+            self._end_all_choices(live, replica_pb2.END_REASON_ERROR, type(error).__name__)
+            return
+        self._live[key] = live
+        self._idle.clear()
+        self._awake.set()
+
+    def cancel(self, connection: Connection, stream_id: int) -> None:
+        """Give a request up; one that is over already is ignored."""
+        connection.forget(stream_id)
+        self._drop((connection.connection_id, stream_id))
+
+    def credit(self, connection: Connection, stream_id: int, tokens: int) -> None:
+        """The router can take more tokens."""
+        self._scheduler.add_credit((connection.connection_id, stream_id), tokens)
+        self._awake.set()
+
+    def load(self) -> replica_pb2.Load:
+        """The replica's load; computed at most once a step."""
+        if self._load is None:
+            self._load = replica_pb2.Load(**dataclasses.asdict(self._scheduler.load()))
+        return self._load
+
+    # Ranks
+
+    def ranks_ready(self) -> None:
+        if self.state == control_pb2.REPLICA_STATE_LOADING:
+            self.state = control_pb2.REPLICA_STATE_READY
+            logger.info("ready")
+
+    def step_done(self, output: step_pb2.StepOutput) -> None:
+        """Deliver a step's tokens and plan the next one at once: the ranks may be waiting for it."""
+        try:
+            self._complete(output)
+            self._advance()
+        except Exception as error:  # state and ranks no longer agree
+            logger.exception("step %d", output.step)
+            self.fail(f"step {output.step}: {type(error).__name__}: {error}")
+
+    def ranks_lost(self, reason: str) -> None:
+        self.fail(reason)
+
+    def fail(self, reason: str) -> None:
+        """End the epoch: every live request can go on elsewhere."""
+        if self.state == control_pb2.REPLICA_STATE_FAILED:
+            return
+        self.state, self.reason = control_pb2.REPLICA_STATE_FAILED, reason
+        self._end_all_requests("the replica failed")
+        for connection in self._connections.values():
+            connection.end(ServiceError(Reason.REPLICA_LOST))
+        self._ranks.close()
+        self._awake.set()
+
+    # The loop
+
+    async def run(self) -> None:
+        """Wake for new requests, cancels, credits and deadlines until the epoch ends."""
+        while self.state != control_pb2.REPLICA_STATE_FAILED:
+            deadline = self._scheduler.next_deadline
+            timer = None
+            if deadline < math.inf:
+                delay = max(0.0, deadline - self._clock.monotonic())
+                timer = asyncio.get_running_loop().call_later(delay, self._awake.set)
+            await self._awake.wait()
+            self._awake.clear()
+            if timer:
+                timer.cancel()
+            try:
+                self._advance()
+            except Exception as error:
+                logger.exception("planning failed")
+                self.fail(f"planning failed: {type(error).__name__}: {error}")
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Take nothing new; return when nothing is left, after `grace_seconds` at the latest. What is left by then
+        can go on at another replica."""
+        if self.state in (control_pb2.REPLICA_STATE_READY, control_pb2.REPLICA_STATE_LOADING):
+            self.state = control_pb2.REPLICA_STATE_DRAINING
+            try:
+                async with asyncio.timeout(grace_seconds):
+                    await self._idle.wait()
+            except TimeoutError:
+                logger.warning("%d requests are left after %.0f s", len(self._live), grace_seconds)
+        for key in self._live:
+            self._scheduler.cancel(key)
+        self._end_all_requests("the replica stops")
+        for connection in self._connections.values():
+            connection.end(ServiceError(Reason.NO_REPLICA))
+
+    def _advance(self) -> None:
+        """End what is due, then plan and send as many steps as may be in flight."""
+        if self.state not in (control_pb2.REPLICA_STATE_READY, control_pb2.REPLICA_STATE_DRAINING):
+            return
+        now = self._clock.monotonic()
+        self._load = None
+        for event in self._scheduler.expire(now):
+            self._deliver(event)
+        while len(self._flights) < self._max_in_flight and (plan := self._scheduler.plan(now)):
+            self._send(plan)
+
+    def _send(self, plan: StepPlan) -> None:
+        specs = {slot.key: self._live[slot.key].spec for slot in plan.opened}
+        message = step_input(plan, self._epoch, specs)
+        flight = _Flight(plan, self._times.predict(plan.num_prefill_tokens), self._reporting(plan))
+        self._flights.append(flight)
+        longest = max(flight.predicted_seconds for flight in self._flights)
+        self._ranks.send_step(plan.step, message, longest)
+
+    def _reporting(self, plan: StepPlan) -> tuple[SampledRow, ...]:
+        rows = []
+        for row in plan.rows:
+            live = self._live.get(row.key)
+            if row.samples and live and live.spec.HasField("top_logprobs"):
+                index = row.start_position + row.num_tokens - len(live.spec.prompt_token_ids)
+                rows.append((row.key, row.choice, index))
+        return tuple(rows)
+
+    def _complete(self, output: step_pb2.StepOutput) -> None:
+        if not self._flights or self._flights[0].plan.step != output.step:
+            raise ValueError("answered out of turn")
+        flight = self._flights.popleft()
+        self.step = output.step
+        self._times.learn(flight.plan.num_prefill_tokens, output.seconds)
+        self._keep_logprobs(flight, output)
+        slots = np.frombuffer(output.slots, "<i4").tolist()
+        tokens = np.frombuffer(output.token_ids, "<i4").tolist()
+        sampled = list(zip(slots, tokens, strict=True))
+        self._load = None
+        for event in self._scheduler.complete(output.step, sampled, self._clock.monotonic()):
+            self._deliver(event)
+
+    def _keep_logprobs(self, flight: _Flight, output: step_pb2.StepOutput) -> None:
+        for (key, choice, index), entry in zip(flight.reporting, output.logprobs, strict=True):
+            if live := self._live.get(key):
+                live.logprobs[choice, index] = entry
+
+    # Deltas
+
+    def _deliver(self, event: SequenceEvent) -> None:
+        live = self._live.get(event.key)
+        if live is None:
+            return
+        delta = replica_pb2.TokenDelta(
+            stream_id=live.stream_id,
+            choice=event.choice,
+            first_index=event.first_index,
+            token_ids=event.token_ids,
+            end=_ENDS[event.end],
+            cached_prompt_tokens=event.cached_prompt_tokens,
+        )
+        if live.logprobs:
+            indices = range(event.first_index, event.first_index + len(event.token_ids))
+            delta.logprobs.extend(live.logprobs.pop((event.choice, index)) for index in indices)
+        live.connection.add(delta)
+        if event.end:
+            live.open_choices.discard(event.choice)
+            if not live.open_choices:
+                self._forget(event.key)
+
+    def _end_all_choices(self, live: _Live, end: replica_pb2.EndReason, detail: str) -> None:
+        for choice in sorted(live.open_choices):
+            delta = replica_pb2.TokenDelta(stream_id=live.stream_id, choice=choice, end=end, detail=detail)
+            live.connection.add(delta)
+
+    def _end_all_requests(self, detail: str) -> None:
+        for live in self._live.values():
+            self._end_all_choices(live, replica_pb2.END_REASON_ERROR, detail)
+        self._live.clear()
+        self._idle.set()
+
+    def _drop(self, key: RequestKey) -> None:
+        """Forget a request that did not run to its end."""
+        self._scheduler.cancel(key)
+        self._forget(key)
+        self._awake.set()
+
+    def _forget(self, key: RequestKey) -> None:
+        self._live.pop(key, None)
+        if not self._live:
+            self._idle.set()

@@ -1,0 +1,55 @@
+"""A shard as the step loop sees it, and how long it stood waiting. Imports torch: only `bootstrap` may import this."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from model.batch import Batch, Int32Array, Sampled
+from model.parallel.context import ParallelContext, PipelineLinks
+from model.shard import Shard
+
+
+class ShardRunner:
+    """A shard and its links, as the step loop wants them."""
+
+    def __init__(self, shard: Shard, context: ParallelContext, links: TimedLinks) -> None:
+        self._shard = shard
+        self._progress = context.progress
+        self._links = links
+
+    def run(self, batch: Batch) -> Sampled | None:
+        return self._shard.run(batch)
+
+    def feed_back(self, token_ids: Int32Array) -> None:
+        self._links.feed_back(token_ids)
+
+    def take_feed_back(self, count: int) -> Int32Array:
+        return self._links.take_feed_back(count)
+
+    @property
+    def progress(self) -> int:
+        return self._progress.value
+
+    @property
+    def waited_seconds(self) -> float:
+        return self._links.waited_seconds
+
+
+class TimedLinks:
+    """Pipeline links that count how long this stage stood waiting for the one before."""
+
+    def __init__(self, links: PipelineLinks) -> None:
+        self._links = links
+        self.send = links.send
+        self.feed_back = links.feed_back
+        self.take_feed_back = links.take_feed_back
+        self.leave = links.leave
+        self.waited_seconds = 0.0
+
+    def receive(self, num_tokens: int, hidden_size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        started = time.perf_counter()
+        hidden_TH = self._links.receive(num_tokens, hidden_size, dtype)
+        self.waited_seconds += time.perf_counter() - started
+        return hidden_TH
