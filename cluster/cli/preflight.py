@@ -12,7 +12,7 @@ from cluster.config import ArgosyConfig
 from cluster.control.plan import ReplicaPlan, logical_cpus, plan_region, read_shape
 from cluster.control.topology import this_machine
 from cluster.errors import ConfigurationError
-from model.weights.loader import WeightsError, check_weights
+from model.weights.checkpoint import WeightsError, check_weights
 
 
 def preflight(config: ArgosyConfig) -> list[ReplicaPlan]:
