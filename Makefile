@@ -91,7 +91,8 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "$(PYTHON) cannot make virtual environments; install python3-venv (Debian, Ubuntu) or set PYTHON=" >&2; exit 1; }
 	@echo "Setting up $(VENV) with $$($(PYTHON) --version): about 90 packages, once"
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --disable-pip-version-check --no-input -c constraints.txt -e '.[dev]' >$(VENV)/install.log \
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-input -c constraints.txt -e '.[dev]' 2>&1 \
+		| tee $(VENV)/install.log | sed -un 's/^ *Downloading \([^ ]*\) (\(.*MB\))$$/  downloading \1, \2/p' \
 		|| { tail -n 20 $(VENV)/install.log >&2; exit 1; }
 	@touch $(READY)
 	@echo "Ready."

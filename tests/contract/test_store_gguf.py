@@ -25,6 +25,20 @@ MERGES = ["Ġ t", "h e", "Ġt he", "1 2"]
 def write_gguf(path: Path, *, tied: bool = True, **changes: str) -> Path:
     """A random model of the Llama family: norms in float32, projections in 4 and 8 bits, 3 query heads on 1 KV head."""
     writer = gguf.GGUFWriter(path, changes.get("architecture", "llama"))
+    add_shape(writer)
+    add_tokenizer(writer, changes.get("splitting", "smollm"))
+    random = np.random.default_rng(7)
+    for name, (kind, shape) in tensors(tied=tied, extra=changes.get("extra_tensor")).items():
+        values = random.normal(size=shape).astype(np.float32)
+        writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def add_shape(writer: gguf.GGUFWriter) -> None:
     writer.add_context_length(128)
     writer.add_embedding_length(HIDDEN)
     writer.add_feed_forward_length(INTERMEDIATE)
@@ -35,8 +49,11 @@ def write_gguf(path: Path, *, tied: bool = True, **changes: str) -> Path:
     writer.add_rope_freq_base(50_000.0)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(len(VOCAB))
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, splitting: str) -> None:
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(changes.get("splitting", "smollm"))
+    writer.add_tokenizer_pre(splitting)
     writer.add_token_list(VOCAB)
     kinds = [gguf.TokenType.CONTROL if token in SPECIAL else gguf.TokenType.NORMAL for token in VOCAB]
     writer.add_token_types(kinds)
@@ -47,34 +64,29 @@ def write_gguf(path: Path, *, tied: bool = True, **changes: str) -> Path:
     writer.add_pad_token_id(2)
     writer.add_chat_template("{{ messages[0]['content'] }}")
 
-    random = np.random.default_rng(7)
 
-    def add(name: str, kind: gguf.GGMLQuantizationType, *shape: int) -> None:
-        values = random.normal(size=shape).astype(np.float32)
-        writer.add_tensor(name, gguf.quantize(values, kind), raw_dtype=kind)
-
+def tensors(*, tied: bool, extra: str | None) -> dict[str, tuple[gguf.GGMLQuantizationType, tuple[int, ...]]]:
+    """Name → how it is stored, and its shape."""
     q8, q4, f32 = gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q4_1, gguf.GGMLQuantizationType.F32
-    add("token_embd.weight", q8, len(VOCAB), HIDDEN)
-    for layer in range(LAYERS):
-        add(f"blk.{layer}.attn_norm.weight", f32, HIDDEN)
-        add(f"blk.{layer}.attn_q.weight", q4, HEADS * HEAD_DIM, HIDDEN)
-        add(f"blk.{layer}.attn_k.weight", q4, KV_HEADS * HEAD_DIM, HIDDEN)
-        add(f"blk.{layer}.attn_v.weight", q8, KV_HEADS * HEAD_DIM, HIDDEN)
-        add(f"blk.{layer}.attn_output.weight", q4, HIDDEN, HEADS * HEAD_DIM)
-        add(f"blk.{layer}.ffn_norm.weight", f32, HIDDEN)
-        add(f"blk.{layer}.ffn_gate.weight", q4, INTERMEDIATE, HIDDEN)
-        add(f"blk.{layer}.ffn_up.weight", q8, INTERMEDIATE, HIDDEN)
-        add(f"blk.{layer}.ffn_down.weight", q4, HIDDEN, INTERMEDIATE)
-    add("output_norm.weight", f32, HIDDEN)
-    if not tied:
-        add("output.weight", q8, len(VOCAB), HIDDEN)
-    if "extra_tensor" in changes:
-        add(changes["extra_tensor"], f32, HIDDEN)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    query_rows, kv_rows = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
+    layer_tensors = {
+        "attn_norm": (f32, (HIDDEN,)),
+        "attn_q": (q4, (query_rows, HIDDEN)),
+        "attn_k": (q4, (kv_rows, HIDDEN)),
+        "attn_v": (q8, (kv_rows, HIDDEN)),
+        "attn_output": (q4, (HIDDEN, query_rows)),
+        "ffn_norm": (f32, (HIDDEN,)),
+        "ffn_gate": (q4, (INTERMEDIATE, HIDDEN)),
+        "ffn_up": (q8, (INTERMEDIATE, HIDDEN)),
+        "ffn_down": (q4, (HIDDEN, INTERMEDIATE)),
+    }
+    return {
+        "token_embd.weight": (q8, (len(VOCAB), HIDDEN)),
+        **{f"blk.{layer}.{name}.weight": value for layer in range(LAYERS) for name, value in layer_tensors.items()},
+        "output_norm.weight": (f32, (HIDDEN,)),
+        **({} if tied else {"output.weight": (q8, (len(VOCAB), HIDDEN))}),
+        **({extra: (f32, (HIDDEN,))} if extra else {}),
+    }
 
 
 def converted(source: Path, destination: Path) -> Path:

@@ -42,10 +42,12 @@ except StoreError as error:
 """
 
 
-class Hub:
+class Hub(ThreadingHTTPServer):
     """Files of one repository, and what was asked for. `stalled` is a file that never comes beyond its first half."""
 
     def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
         self.files = {
             "config.json": json.dumps(CONFIG).encode(),
             "tokenizer.json": b"{}",
@@ -60,75 +62,77 @@ class Hub:
         self.stalled: str | None = None
         self.is_stalling = threading.Event()
         self.resume = threading.Event()
-        hub = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+    def info(self) -> bytes:
+        siblings = [{"rfilename": name, "size": len(data)} for name, data in self.files.items()]
+        return json.dumps({"id": REPOSITORY, "sha": COMMIT, "siblings": siblings}).encode()
 
-            def do_HEAD(self) -> None:
-                self.answer(with_body=False)
+    def tree(self) -> bytes:
+        entries = [
+            {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+            for name, data in self.files.items()
+        ]
+        return json.dumps(entries).encode()
 
-            def do_GET(self) -> None:
-                self.answer(with_body=True)
 
-            def log_message(self, *args: object) -> None:
-                pass
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Hub
 
-            def answer(self, *, with_body: bool) -> None:
-                path = urlsplit(self.path).path
-                if path in (f"/api/models/{REPOSITORY}", f"/api/models/{REPOSITORY}/revision/main"):
-                    siblings = [{"rfilename": name, "size": len(data)} for name, data in hub.files.items()]
-                    self.send(json.dumps({"id": REPOSITORY, "sha": COMMIT, "siblings": siblings}).encode())
-                elif path == f"/api/models/{REPOSITORY}/tree/{COMMIT}":
-                    files = hub.files.items()
-                    self.send(json.dumps([entry(name, data) for name, data in files]).encode())
-                elif path.startswith(prefix := f"/{REPOSITORY}/resolve/{COMMIT}/"):
-                    self.file(path.removeprefix(prefix), with_body=with_body)
-                else:
-                    self.send(b'{"error": "Repository not found"}', status=404, code="RepoNotFound")
+    def do_HEAD(self) -> None:
+        self.answer(with_body=False)
 
-            def send(self, body: bytes, status: int = 200, code: str | None = None) -> None:
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                if code:
-                    self.send_header("X-Error-Code", code)
-                self.end_headers()
-                self.wfile.write(body)
+    def do_GET(self) -> None:
+        self.answer(with_body=True)
 
-            def file(self, name: str, *, with_body: bool) -> None:
-                data = hub.files[name]
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(data)))
-                self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-                self.send_header("X-Repo-Commit", COMMIT)
-                self.end_headers()
-                if not with_body:
-                    return
-                hub.downloads.append(name)
-                if name == hub.stalled:
-                    self.wfile.write(data[: len(data) // 2])
-                    hub.is_stalling.set()
-                    hub.resume.wait(60)
-                    self.close_connection = True
-                else:
-                    self.wfile.write(data)
+    def log_message(self, *args: object) -> None:
+        pass
 
-        def entry(name: str, data: bytes) -> dict[str, object]:
-            return {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+    def answer(self, *, with_body: bool) -> None:
+        path = urlsplit(self.path).path
+        if path in (f"/api/models/{REPOSITORY}", f"/api/models/{REPOSITORY}/revision/main"):
+            self.send(self.server.info())
+        elif path == f"/api/models/{REPOSITORY}/tree/{COMMIT}":
+            self.send(self.server.tree())
+        elif path.startswith(prefix := f"/{REPOSITORY}/resolve/{COMMIT}/"):
+            self.file(path.removeprefix(prefix), with_body=with_body)
+        else:
+            self.send(b'{"error": "Repository not found"}', status=404)
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
+    def send(self, body: bytes, status: int = 200) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def file(self, name: str, *, with_body: bool) -> None:
+        hub, data = self.server, self.server.files[name]
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.end_headers()
+        if not with_body:
+            return
+        hub.downloads.append(name)
+        if name == hub.stalled:
+            self.wfile.write(data[: len(data) // 2])
+            hub.is_stalling.set()
+            hub.resume.wait(60)
+            self.close_connection = True
+        else:
+            self.wfile.write(data)
 
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
     hub = Hub()
-    thread = threading.Thread(target=hub.server.serve_forever, daemon=True)
+    thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     yield hub
-    hub.server.shutdown()
-    hub.server.server_close()
+    hub.shutdown()
+    hub.server_close()
     thread.join()
 
 
@@ -199,8 +203,8 @@ def test_unknown_repository_is_one_line(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_hub_that_does_not_answer_is_one_line(hub: Hub, tmp_path: Path) -> None:
-    hub.server.shutdown()
-    hub.server.server_close()
+    hub.shutdown()
+    hub.server_close()
     _, refusal = pull_from(hub, tmp_path / "store")
     assert refusal.startswith("StoreError: harbour/tiny: the hub did not give it: ")
     assert refusal.count("\n") == 1
