@@ -1,0 +1,51 @@
+"""What an architecture is to a stage: how a layer is built and run, and what the outer weights are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from model.attention.interface import AttentionBackend
+from model.config import ModelConfig
+from model.layers.rotary import RotaryEmbedding
+from model.layers.workspace import Workspace
+from model.parallel.context import ParallelContext
+
+Weights = dict[str, Tensor]
+"""This rank's slices by their names in the checkpoint. Whoever uses one pops it: repacking holds no second copy."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageParts:
+    """What the layers of one stage share."""
+
+    config: ModelConfig
+    context: ParallelContext
+    workspace: Workspace
+    attention: AttentionBackend
+    rotary: RotaryEmbedding
+
+
+class DecoderLayer(Protocol):
+    """One layer on one rank."""
+
+    def __call__(self, residual_TH: Tensor, delta_TH: Tensor | None, positions_T: Tensor) -> Tensor:
+        """Add `delta_TH`, the previous layer's output, to the residual in place; return this layer's own last output.
+
+        Adding late joins the addition with the norm that follows it.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A family of checkpoints."""
+
+    build_layer: Callable[[Weights, int, int, StageParts], DecoderLayer]
+    """(weights, index in the model, index in the stage, parts)"""
+    embedding: str = "model.embed_tokens.weight"
+    final_norm: str = "model.norm.weight"
+    head: str = "lm_head.weight"

@@ -1,0 +1,122 @@
+"""One rank's model, ready to run passes: what a worker owns. Knows files, devices and the order of a pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from model.architectures.interface import StageParts, Weights
+from model.attention.interface import AttentionBackend, AttentionShape
+from model.attention.select import make_attention
+from model.batch import Batch, Sampled
+from model.config import ModelConfig
+from model.layers.rotary import RotaryEmbedding
+from model.layers.workspace import Workspace
+from model.parallel.context import ParallelContext
+from model.registry import find_architecture
+from model.sampler import Sampler
+from model.stage import Stage
+from model.weights.loader import load_stage_weights
+from model.weights.shard_spec import spec_for
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ShardOptions:
+    """What a rank needs to know besides its place among the others."""
+
+    directory: Path
+    """Checkpoint: config.json and *.safetensors."""
+    dtype: str
+    """Of weights, activations and KV cache: a key of `DTYPES`."""
+    device: str
+    """As torch spells it."""
+    num_blocks: int
+    """KV blocks."""
+    block_size: int
+    """Tokens of a block."""
+    deterministic: bool
+    """A row's bits do not depend on its neighbours. Always so on CPU."""
+    allow_untested_gpu: bool = False
+    """Run code that was never run on a GPU."""
+
+
+class Shard:
+    """A rank's layers, KV cache and sampler."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, options: ShardOptions, context: ParallelContext) -> None:
+        """Repacks and uses up `weights`. Collective over the tensor group on the last stage."""
+        device, dtype = torch.device(options.device), DTYPES[options.dtype]
+        if device.type == "cpu" and dtype != torch.float32:
+            raise ValueError(f"dtype {options.dtype!r} is not served on CPU; use float32")
+        self._context, self._options = context, options
+        workspace = Workspace(device, dtype)
+        self.attention = _attention(config, options, context, dtype, device)
+        parts = StageParts(config, context, workspace, self.attention, RotaryEmbedding(config, workspace))
+        self.stage = Stage(find_architecture(config.architecture), weights, parts)
+        self._sampler: Sampler | None = None
+        if context.shard.is_last_stage:
+            self._sampler = Sampler(context.shard.vocab, context.tensor_group)
+
+    @classmethod
+    def load(cls, options: ShardOptions, context: ParallelContext, on_progress: Callable[[int, int], None]) -> Shard:
+        """Read this rank's slices of the checkpoint. `on_progress(bytes so far, bytes in all)`.
+
+        Raises:
+            WeightsError: the files do not hold what config.json promises.
+            UnsupportedModelError: the architecture, or one of its options, is not served.
+        """
+        config = ModelConfig.from_checkpoint(options.directory)
+        weights = load_stage_weights(
+            options.directory,
+            config,
+            context.shard,
+            spec_for(config),
+            dtype=DTYPES[options.dtype],
+            device=torch.device(options.device),
+            on_progress=on_progress,
+        )
+        return cls(config, weights, options, context)
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> Sampled | None:
+        """One pass: receive, layers, then send on, or sample on the last stage.
+
+        Returns:
+            On the last stage one token for each of `batch.sampling`, the same on all its ranks; elsewhere None.
+
+        Raises:
+            CollectiveError: a peer is gone or late. The shard cannot go on.
+        """
+        progress = self._context.progress
+        self.attention.cache.copy_blocks(batch.block_copies)
+        result = self.stage.forward(batch)
+        if self._sampler is None:
+            progress.bump("send hidden states")
+            self._context.links.send(result)
+            sampled = None
+        else:
+            progress.bump("sample")
+            sampled = self._sampler.sample(result.float(), batch.sampling)
+        progress.bump("idle")
+        return sampled
+
+
+def _attention(
+    config: ModelConfig, options: ShardOptions, context: ParallelContext, dtype: torch.dtype, device: torch.device
+) -> AttentionBackend:
+    heads = context.shard.heads
+    shape = AttentionShape(len(heads.slots), heads.kv_heads.size, config.head_dim, options.block_size)
+    return make_attention(
+        shape,
+        context.shard.layers.size,
+        options.num_blocks,
+        dtype=dtype,
+        device=device,
+        deterministic=options.deterministic,
+        allow_untested_gpu=options.allow_untested_gpu,
+    )
