@@ -51,7 +51,7 @@ def argosy() -> None:
 
     \b
     First steps:
-      argosy pull smollm2-135m-instruct       a small real model, 270 MB
+      argosy pull smollm2-135m-instruct       a small real model, 93 MB to download
       argosy up -f examples/argosy.yaml       serve it; stays until Ctrl-C
       argosy chat                             in another terminal
     """
