@@ -28,7 +28,7 @@ class Stage:
         if self._last:
             head = weights.pop(architecture.head, None)
             # A tied checkpoint may name only the embedding.
-            weight = head if head is not None and not config.tie_word_embeddings else embedding
+            weight = head if head is not None else embedding
             assert weight is not None, f"the loader gave no {architecture.head}"
             self.norm = RMSNorm(weights.pop(architecture.final_norm), config.rms_norm_eps, parts.workspace)
             self.head = ParallelHead(weight, parts.workspace)
