@@ -30,6 +30,10 @@ MAX_FRUITLESS_ATTEMPTS = 4
 """Replicas in a row that may be lost without one token: beyond, it may be the request that kills them."""
 
 
+CHOICE_ENDS = (replica_pb2.END_REASON_STOP, replica_pb2.END_REASON_LENGTH)
+"""Endings that are the answer's own; the others are of the replica or the deadline."""
+
+
 @dataclass(slots=True)
 class News:
     """What one choice gained, in order."""
@@ -79,17 +83,17 @@ class Positions:
         logprobs: Sequence[replica_pb2.TokenLogprobsData] = delta.logprobs
         if known > 0:
             token_ids, logprobs = token_ids[known:], logprobs[known:]
+        end = delta.end if delta.end in CHOICE_ENDS else replica_pb2.END_REASON_UNSPECIFIED
+        if not token_ids and not end:
+            return
         entry = news.get(choice)
         if entry is None:
             entry = news[choice] = News(choice)
         emitted += token_ids
         entry.token_ids += token_ids
         entry.logprobs += logprobs
-        if delta.end in (replica_pb2.END_REASON_STOP, replica_pb2.END_REASON_LENGTH):
-            entry.end = delta.end
-        elif len(emitted) >= self._max_tokens:
-            # A replica may die between the last token and saying that it was the last.
-            entry.end = replica_pb2.END_REASON_LENGTH
+        # A replica may die between the last token and saying that it was the last.
+        entry.end = end or (replica_pb2.END_REASON_LENGTH if len(emitted) >= self._max_tokens else end)
         if entry.end:
             self.close(choice)
 

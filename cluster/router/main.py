@@ -94,17 +94,15 @@ async def serve(
     )
     servicer = health.aio.HealthServicer()
     server = _server(config, service, ModelService(catalogue, fleet), servicer)
-    address = rpc.listen(server, config.router.listen, "router.listen")
-    await server.start()
-    tasks = [
-        asyncio.create_task(watch_directory(config.controller.listen, router_id, clock, fleet.update)),
-        asyncio.create_task(keep_health(servicer, catalogue, fleet, clock)),
-        *(model.loading for model in catalogue.values()),
-    ]
-    log.info("%s listens on %s", router_id, address)
-    if on_listening is not None:
-        on_listening(address)
+    tasks: list[asyncio.Task[Any]] = [model.loading for model in catalogue.values()]
     try:
+        address = rpc.listen(server, config.router.listen, "router.listen")
+        await server.start()
+        tasks.append(asyncio.create_task(watch_directory(config.controller.listen, router_id, clock, fleet.update)))
+        tasks.append(asyncio.create_task(keep_health(servicer, catalogue, fleet, clock)))
+        log.info("%s listens on %s", router_id, address)
+        if on_listening is not None:
+            on_listening(address)
         await _until_stopped(stop, catalogue)
         await servicer.enter_graceful_shutdown()
         await _drain(service, clock, config.router.drain_seconds, cut or asyncio.Event())

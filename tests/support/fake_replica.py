@@ -87,6 +87,7 @@ class FakeReplica(replica_pb2_grpc.ReplicaServiceServicer):
         step_seconds: float = 0.01,
         prefill_steps: int = 1,
         context_length: int = 8192,
+        refuses: bool = False,
     ) -> None:
         self.tokens = tokens
         self.model = model
@@ -95,6 +96,10 @@ class FakeReplica(replica_pb2_grpc.ReplicaServiceServicer):
         self.step_seconds = step_seconds
         self.prefill_steps = prefill_steps
         self.context_length = context_length
+        self.refuses = refuses
+        """Ends every request with END_REASON_REFUSED."""
+        self.most_emitted = 0
+        """Tokens of its longest choice so far, those emitted elsewhere included."""
         self.address = ""
         self.submits: list[replica_pb2.GenerationSpec] = []
         self.cancels: list[int] = []
@@ -111,6 +116,10 @@ class FakeReplica(replica_pb2_grpc.ReplicaServiceServicer):
     @property
     def num_streams(self) -> int:
         return sum(len(router.streams) for router in self._routers)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._task is not None
 
     @property
     def num_routers(self) -> int:
@@ -131,6 +140,8 @@ class FakeReplica(replica_pb2_grpc.ReplicaServiceServicer):
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
+            for router in self._routers:
+                router.streams.clear()
             await self._server.stop(0)
 
     def give_up(self, detail: str = "draining") -> None:
@@ -243,13 +254,16 @@ class FakeReplica(replica_pb2_grpc.ReplicaServiceServicer):
         end = replica_pb2.END_REASON_UNSPECIFIED
         token_ids = []
         first_index = choice.emitted
-        if time.monotonic() >= stream.deadline:
+        if self.refuses:
+            end = replica_pb2.END_REASON_REFUSED
+        elif time.monotonic() >= stream.deadline:
             end = replica_pb2.END_REASON_DEADLINE
         else:
             token_id = self.tokens(spec, choice.index, choice.emitted)
             token_ids.append(token_id)
             choice.emitted += 1
             stream.credit -= 1
+            self.most_emitted = max(self.most_emitted, choice.emitted)
             if token_id in spec.stop_token_ids and choice.emitted > spec.min_tokens:
                 end = replica_pb2.END_REASON_STOP
             elif choice.emitted >= spec.max_tokens:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from argosy.v1 import inference_pb2 as api
 from argosy.v1 import inference_pb2_grpc, models_pb2_grpc
@@ -91,10 +92,21 @@ class World:
         """One sample, 0 if there is none."""
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
+    async def health(self, service: str) -> int:
+        """Its state as `grpc.health.v1` gives it."""
+        ask = health_pb2.HealthCheckRequest(service=service)
+        return int((await health_pb2_grpc.HealthStub(self.channel).Check(ask, timeout=5)).status)
+
+    async def until_health(self, service: str, status: int) -> None:
+        """Wait for a state."""
+        async with asyncio.timeout(20.0):
+            while await self.health(service) != status:  # noqa: ASYNC110 (the state is in another process's hands)
+                await asyncio.sleep(0.05)
+
     async def until(self, condition: Callable[[], bool], timeout_seconds: float = 20.0) -> None:
         """Wait for something to become true."""
         async with asyncio.timeout(timeout_seconds):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 (tests look at plain attributes)
                 await asyncio.sleep(0.01)
 
 
@@ -116,28 +128,31 @@ async def router_world(
         checkpoint: directory with the served model's tokenizer.
         router, model: keys of their configuration sections.
     """
-    for number, replica in enumerate(replicas):
-        replica.model, replica.replica_id = MODEL, f"{MODEL}/{number}"
-        await replica.start()
-    directory = FakeDirectory(*replicas)
-    await directory.start()
-    config = parse_config(
-        {
-            "models": [{"name": MODEL, "path": str(checkpoint), **(model or {})}],
-            "router": {"listen": "127.0.0.1:0", "drain_seconds": 5, **(router or {})},
-            "controller": {"listen": directory.address},
-        }
-    )
-    ledger, metrics, stop, cut = MemoryLedger(), RouterMetrics(), asyncio.Event(), asyncio.Event()
-    listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    serving = asyncio.create_task(
-        serve(config, stop=stop, cut=cut, on_listening=listening.set_result, ledger=ledger, metrics=metrics)
-    )
-    await asyncio.wait([listening, serving], return_when=asyncio.FIRST_COMPLETED)
-    if serving.done():
-        serving.result()
-    address = listening.result()
-    async with rpc.channel(address, link=rpc.Link.PUBLIC) as channel:
+    async with AsyncExitStack() as stack:
+        for number, replica in enumerate(replicas):
+            replica.model, replica.replica_id = MODEL, f"{MODEL}/{number}"
+            await replica.start()
+            stack.push_async_callback(replica.kill)
+        directory = FakeDirectory(*replicas)
+        await directory.start()
+        stack.push_async_callback(directory.stop)
+        config = parse_config(
+            {
+                "models": [{"name": MODEL, "path": str(checkpoint), **(model or {})}],
+                "router": {"listen": "127.0.0.1:0", "drain_seconds": 5, **(router or {})},
+                "controller": {"listen": directory.address},
+            }
+        )
+        ledger, metrics, stop, cut = MemoryLedger(), RouterMetrics(), asyncio.Event(), asyncio.Event()
+        listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        serving = asyncio.create_task(
+            serve(config, stop=stop, cut=cut, on_listening=listening.set_result, ledger=ledger, metrics=metrics)
+        )
+        await asyncio.wait([listening, serving], return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            serving.result()
+        address = listening.result()
+        channel = await stack.enter_async_context(rpc.channel(address, link=rpc.Link.PUBLIC))
         world = World(address, channel, directory, list(replicas), ledger, metrics, stop, cut, serving)
         try:
             if replicas:
@@ -146,11 +161,4 @@ async def router_world(
         finally:
             stop.set()
             cut.set()
-            await serving
-            await _all(replica.kill() for replica in replicas)
-            await directory.stop()
-
-
-async def _all(awaitables: Any) -> None:
-    waits: list[Awaitable[None]] = list(awaitables)
-    await asyncio.gather(*waits)
+            await asyncio.gather(serving, return_exceptions=True)

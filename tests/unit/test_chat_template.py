@@ -48,6 +48,11 @@ def reference(smollm2_dir: Path) -> Any:
     return transformers.AutoTokenizer.from_pretrained(smollm2_dir)
 
 
+@pytest.fixture(scope="module")
+def tokenizer(smollm2_dir: Path) -> ModelTokenizer:
+    return ModelTokenizer.load(smollm2_dir)
+
+
 @pytest.mark.model
 @pytest.mark.parametrize("name", [None, *TEMPLATES])
 @pytest.mark.parametrize("messages", CONVERSATIONS)
@@ -63,16 +68,18 @@ def test_templates_render_as_the_library_renders_them(
 
 @pytest.mark.model
 @pytest.mark.parametrize("messages", CONVERSATIONS)
-def test_chats_become_the_librarys_tokens(reference: Any, smollm2_dir: Path, messages: list[dict[str, str]]) -> None:
+def test_chats_become_the_librarys_tokens(
+    reference: Any, tokenizer: ModelTokenizer, messages: list[dict[str, str]]
+) -> None:
     expected = reference.apply_chat_template(messages, add_generation_prompt=True)
     expected = expected["input_ids"] if not isinstance(expected, list) else expected
-    assert ModelTokenizer.load(smollm2_dir).encode_chat(messages) == expected
+    assert tokenizer.encode_chat(messages) == expected
 
 
 @pytest.mark.model
 @pytest.mark.parametrize("text", ["Hello", "grüße 世界 🎉", "<|im_start|>system\n", "a" * 5000, "\x00\n\t "])
-def test_plain_text_becomes_the_librarys_tokens(reference: Any, smollm2_dir: Path, text: str) -> None:
-    assert ModelTokenizer.load(smollm2_dir).encode(text) == reference.encode(text)
+def test_plain_text_becomes_the_librarys_tokens(reference: Any, tokenizer: ModelTokenizer, text: str) -> None:
+    assert tokenizer.encode(text) == reference.encode(text)
 
 
 def render(source: str, **message: str) -> str:
