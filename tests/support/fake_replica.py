@@ -104,6 +104,7 @@ class FakeReplica(replica_pb2_grpc.ReplicaServiceServicer):
         self.submits: list[replica_pb2.GenerationSpec] = []
         self.cancels: list[int] = []
         self.num_credits = 0
+        self.num_tokens = 0
         self.is_frozen = False
         """Silent, connections open: a stopped process."""
         self.is_stalled = False
@@ -263,6 +264,7 @@ class FakeReplica(replica_pb2_grpc.ReplicaServiceServicer):
             token_ids.append(token_id)
             choice.emitted += 1
             stream.credit -= 1
+            self.num_tokens += 1
             self.most_emitted = max(self.most_emitted, choice.emitted)
             if token_id in spec.stop_token_ids and choice.emitted > spec.min_tokens:
                 end = replica_pb2.END_REASON_STOP
