@@ -42,7 +42,7 @@ class EngineConfig(_Section):
     """Most tokens in one step, prefill and decode together."""
     max_sequences: int = Field(64, ge=1, le=4096)
     """Most sequences that hold a slot at once."""
-    block_size: int = Field(16, ge=8, le=256, multiple_of=8)
+    block_size: Literal[16, 32, 64, 128, 256] = 16
     """Tokens a KV block holds."""
     kv_cache: ByteSize = Field(default="256MiB", validate_default=True)
     """Bytes for keys and values on each rank."""

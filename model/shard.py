@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from model.architectures.interface import StageParts, Weights
 from model.attention.interface import AttentionBackend, AttentionShape
 from model.attention.select import make_attention
-from model.batch import Batch, Sampled
-from model.config import ModelConfig
+from model.batch import Batch, Sampled, SamplingRow
+from model.config import ModelConfig, RopeConfig
 from model.layers.rotary import RotaryEmbedding
 from model.layers.workspace import Workspace
-from model.parallel.context import ParallelContext
+from model.parallel.context import ParallelContext, single_rank_context
+from model.parallel.dims import ParallelDims
+from model.parallel.partition import partition
 from model.registry import find_architecture
 from model.sampler import Sampler
+from model.sampling_params import SamplingParams
 from model.stage import Stage
 from model.weights.loader import load_stage_weights
 from model.weights.shard_spec import spec_for
@@ -104,6 +108,44 @@ class Shard:
             sampled = self._sampler.sample(result.float(), batch.sampling)
         progress.bump("idle")
         return sampled
+
+    def warm_up(self) -> None:
+        """Compile the kernels, or load them from disk, by running a tiny model. Talks to no other rank."""
+        if torch.device(self._options.device).type != "cpu":
+            return
+        context = single_rank_context(partition(_TINY, ParallelDims())[0])
+        options = replace(self._options, num_blocks=2)
+        drawn = SamplingRow(0, SamplingParams(), choice=0, position=0)
+        one, two = np.ones(1, np.int32), np.array([0, 1], np.int32)
+        batch = Batch(two, two, 2 * two, 2 * one, np.zeros((1, 1), np.int32), (drawn,))
+        Shard(_TINY, _tiny_weights(), options, context).run(batch)
+
+
+_TINY = ModelConfig(
+    architecture="LlamaForCausalLM",
+    vocab_size=32,
+    hidden_size=16,
+    intermediate_size=16,
+    num_layers=1,
+    num_heads=1,
+    num_kv_heads=1,
+    head_dim=16,
+    context_length=16,
+    rms_norm_eps=1e-5,
+    rope=RopeConfig(),
+    tie_word_embeddings=True,
+)
+
+
+def _tiny_weights() -> Weights:
+    """Ones for `_TINY`: kernels are compiled for any size."""
+    square = torch.ones(16, 16)
+    layer = "model.layers.0"
+    projections = [f"{layer}.self_attn.{part}_proj.weight" for part in "qkvo"]
+    projections += [f"{layer}.mlp.{part}_proj.weight" for part in ("gate", "up", "down")]
+    norms = [f"{layer}.{part}_layernorm.weight" for part in ("input", "post_attention")] + ["model.norm.weight"]
+    weights = {"model.embed_tokens.weight": torch.ones(32, 16)}
+    return weights | dict.fromkeys(projections, square) | {name: torch.ones(16) for name in norms}
 
 
 def _attention(
