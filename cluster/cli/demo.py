@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +69,7 @@ def command(prompt: str, file: Path, max_tokens: int, temperature: float) -> Non
             ready_age = process_age()
             answered = _Answered()
             options = AskOptions(max_tokens=max_tokens, temperature=temperature)
-            region.run(_ask(config, prompt, options, answered))
+            region.run(_ask(screen, config, prompt, options, answered))
             _report(screen, region, status, checked_age, controller_age, ready_age, answered)
     except StoppedError:
         click.get_current_context().exit(128 + region.stop_request.signal)
@@ -98,12 +97,12 @@ def _free_ports(count: int) -> list[int]:
             probe.close()
 
 
-async def _ask(config: ArgosyConfig, prompt: str, options: AskOptions, answered: _Answered) -> None:
+async def _ask(screen: Console, config: ArgosyConfig, prompt: str, options: AskOptions, answered: _Answered) -> None:
     address = config.router.listen
     async with open_channel(address) as router:
         model = await find_model(router, config.models[0].name, address)
         source = inference_pb2.Chat(messages=[user_message(prompt)]) if model.has_chat_template else prompt
-        click.echo(f"\n> {prompt}")
+        screen.print(f"\n> {prompt}", markup=False)
         asked = time.monotonic()
         first = 0.0
         async for response in ask(router, options.request(model.name, source), options.timeout, address):
@@ -112,12 +111,12 @@ async def _ask(config: ArgosyConfig, prompt: str, options: AskOptions, answered:
                     first = time.monotonic()
                     answered.first_token_after = first - asked
                     answered.first_token_age = process_age()
-                sys.stdout.write(printable(response.delta.text))
-                sys.stdout.flush()
+                screen.file.write(printable(response.delta.text))
+                screen.file.flush()
             elif response.HasField("finished"):
                 answered.finished = response.finished
                 answered.decode_seconds = time.monotonic() - first
-        click.echo()
+        screen.print()
 
 
 def _report(

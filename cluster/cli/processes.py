@@ -103,14 +103,11 @@ class RouterProcess:
         lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
         return lines[-1] if lines else "no output"
 
-    def ask_to_end(self) -> None:
-        if self._process and self._process.poll() is None:
-            self._process.terminate()
-
     def end(self, grace: float) -> None:
-        """Wait for it, kill it if it takes longer than `grace` seconds."""
+        """Ask it to end, and kill it if it takes longer than `grace` seconds."""
         if self._process is None:
             return
+        self._process.terminate()
         try:
             self._process.wait(grace)
         except subprocess.TimeoutExpired:

@@ -73,8 +73,9 @@ class _RankProgress:
             self._live.update(status_table(status.replicas), refresh=True)
             return
         for replica in status.replicas:
-            if replica.reason:
-                self._say(replica.replica_id, replica.reason)
+            if replica.state in (control_pb2.REPLICA_STATE_FAILED, control_pb2.REPLICA_STATE_PENDING):
+                self._say(replica.replica_id, replica.reason or "waits to be placed")
+                continue
             for rank in replica.ranks:
                 size = f", {human_bytes(rank.total_bytes)}" if rank.phase == "loading" and rank.total_bytes else ""
                 name = f"{replica.replica_id} stage {rank.stage} rank {rank.tensor_rank}"

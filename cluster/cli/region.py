@@ -25,8 +25,8 @@ from cluster.config import ArgosyConfig
 from cluster.errors import ConfigurationError
 from cluster.rpc import channel
 
-GRACE_SECONDS = 5.0
-"""For streams to end and ranks to leave once a stop is asked for."""
+GRACE_SECONDS = 3.0
+"""For processes to leave in order once nothing runs on them."""
 _LONGEST_SOCKET_BASE = 30
 """Ray puts Unix sockets, whose paths are limited to 107 bytes, about 75 bytes below its directory."""
 
@@ -49,14 +49,27 @@ class Region:
         self._router: RouterProcess | None = None
         self._controller: Any = None
         self._runner = asyncio.Runner()
+        self._output = contextlib.ExitStack()
         self._status_channel: grpc.aio.Channel | None = None
 
     def __enter__(self) -> Region:
         self.stop_request.install()
+        # Ray prints its nodes' errors to a driver's stdout and has no switch for it. Consoles made before keep theirs.
+        self._output.enter_context(contextlib.redirect_stdout(self._output.enter_context(self.driver_log.open("w"))))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self.end(keep_logs=isinstance(error, Exception) and not isinstance(error, StoppedError))
+        failed = error is not None and not isinstance(error, StoppedError)
+        try:
+            self.end(drain_seconds=self.config.router.drain_seconds if error is None else 0.0)
+        finally:
+            self._output.close()
+            if not failed:
+                self._forget_directory()
+
+    @property
+    def driver_log(self) -> Path:
+        return self.directory / "ray-driver.log"
 
     @property
     def router_log(self) -> Path:
@@ -121,10 +134,11 @@ class Region:
         """
         return self._runner.run(self._until_stopped(work))
 
-    def end(self, *, keep_logs: bool = False) -> None:
-        """End everything, in order, then by force. Safe to call at any time, and again."""
+    def end(self, *, drain_seconds: float) -> None:
+        """End everything: the router once its answers are out or the time is up, then replicas, controller and Ray."""
         if self._router is not None:
-            self._router.ask_to_end()
+            self._router.end(drain_seconds + GRACE_SECONDS)
+            self._router = None
         if self._controller is not None:
             ray_session.stop_controller(self._controller, GRACE_SECONDS)
             self._controller = None
@@ -132,13 +146,8 @@ class Region:
             self._runner.run(self._status_channel.close())
             self._status_channel = None
         self._runner.close()
-        if self._router is not None:
-            self._router.end(GRACE_SECONDS)
-            self._router = None
         ray_session.stop_ray()
         kill_descendants(grace=0.5)
-        if not keep_logs:
-            self._forget_directory()
 
     async def _until_stopped(self, work: Coroutine[Any, Any, _Result]) -> _Result:
         task = asyncio.ensure_future(work)

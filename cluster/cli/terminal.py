@@ -13,7 +13,7 @@ PLAIN_WIDTH = 140
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console on stdout or stderr: coloured on a terminal, plain and wide elsewhere."""
+    """A console on stdout or stderr as they are now: coloured on a terminal, plain and wide elsewhere."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(file=stream, highlight=False, width=None if stream.isatty() else PLAIN_WIDTH)
 

@@ -61,7 +61,7 @@ def command(file: Path, check: bool) -> None:
             click.get_current_context().exit(128 + region.stop_request.signal)
         _greet(screen, region)
         _stay(screen, region)
-        screen.print("Stopping")
+        screen.print("Stopping once running answers are out; a second Ctrl-C stops at once")
     screen.print("Stopped")
 
 

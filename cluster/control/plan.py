@@ -118,7 +118,7 @@ def read_shape(section: ModelSection, directory: Path) -> ModelConfig:
         raise ConfigurationError(f"model {section.name}: no config.json in {directory}; {fix}") from None
     except UnsupportedModelError as error:
         raise ConfigurationError(f"model {section.name}: {error}") from None
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise ConfigurationError(f"model {section.name}: {directory / 'config.json'} is damaged: {error!r}") from None
 
 

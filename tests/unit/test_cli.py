@@ -1,0 +1,245 @@
+"""The command line without a region: help that teaches, mistakes in one line, output made for people and for pipes."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from argosy.internal.v1 import control_pb2
+from argosy.v1 import inference_pb2
+from cluster.cli import SUBCOMMANDS
+from cluster.cli.client import AskOptions, user_message
+from cluster.cli.tables import span, status_table
+from cluster.cli.terminal import human_bytes, printable
+
+ARGOSY = [sys.executable, "-m", "cluster.cli"]
+SHAPE = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+}
+
+
+def argosy(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*ARGOSY, *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("name", SUBCOMMANDS)
+def test_every_command_teaches_by_example(name: str) -> None:
+    done = argosy(name, "--help")
+    assert done.returncode == 0
+    assert "Example" in done.stdout
+    assert f"argosy {name}" in done.stdout
+    assert SUBCOMMANDS[name].split(";")[0].rstrip(".") in done.stdout.replace("\n", " ").replace("  ", " ")
+
+
+def test_help_waits_for_nothing_heavy() -> None:
+    code = "import sys, cluster.cli as c; c.argosy(['-h'], standalone_mode=False); print(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert {"ray", "torch", "grpc", "rich"}.isdisjoint(done.stdout.splitlines()[-1].split())
+
+
+def test_an_unknown_command_names_the_known_ones() -> None:
+    done = argosy("serve")
+    assert done.returncode == 2
+    assert "no command 'serve'" in done.stderr
+    assert "generate" in done.stderr
+
+
+def write_checkpoint(directory: Path, *, truncate: bool = False) -> None:
+    """A whole checkpoint of zeros; `truncate` cuts the last bytes off."""
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps(SHAPE))
+    (directory / "tokenizer.json").write_text("{}")
+    shapes = {"model.embed_tokens.weight": [32, 16], "lm_head.weight": [32, 16], "model.norm.weight": [16]}
+    for layer in range(2):
+        for name in ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"):
+            shapes[f"model.layers.{layer}.{name}.weight"] = [16, 16]
+        for name in ("self_attn.k_proj", "self_attn.v_proj"):
+            shapes[f"model.layers.{layer}.{name}.weight"] = [8, 16]
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"model.layers.{layer}.{name}.weight"] = [16]
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    encoded = json.dumps(header).encode()
+    data = struct.pack("<Q", len(encoded)) + encoded + bytes(end)
+    (directory / "model.safetensors").write_bytes(data[:-5] if truncate else data)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    write_checkpoint(tmp_path / "store" / "m")
+    return tmp_path
+
+
+def up(home: Path, **changes: object) -> subprocess.CompletedProcess[str]:
+    file = home / "argosy.yaml"
+    base = {"model_store": str(home / "store"), "models": [{"name": "m"}], **changes}
+    if "router" not in base:
+        base |= {"router": {"listen": "127.0.0.1:0"}, "controller": {"listen": "127.0.0.1:0"}}
+    file.write_text(json.dumps(base))
+    return argosy("up", "-f", file)
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], *says: str) -> None:
+    assert done.returncode == 1
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("argosy: ")
+    for words in says:
+        assert words in lines[0]
+
+
+def test_up_refuses_a_wrong_key(home: Path) -> None:
+    assert_one_line(up(home, modles=[]), "unknown key 'modles'", "known keys here: region, models")
+
+
+def test_up_refuses_an_impossible_cut(home: Path) -> None:
+    done = up(home, models=[{"name": "m", "pipeline_parallel": 3}])
+    assert_one_line(done, "pipeline_parallel 3 is impossible", "2")
+
+
+def test_up_refuses_missing_weights(home: Path) -> None:
+    (home / "store" / "m" / "model.safetensors").unlink()
+    assert_one_line(up(home), "model m", "safetensors")
+
+
+def test_up_refuses_truncated_weights(home: Path) -> None:
+    write_checkpoint(home / "store" / "t", truncate=True)
+    assert_one_line(up(home, models=[{"name": "t"}]), "model t", "model.safetensors")
+
+
+def test_up_refuses_a_model_that_was_never_pulled(home: Path) -> None:
+    assert_one_line(up(home, models=[{"name": "absent"}]), "run `argosy pull absent`")
+
+
+def test_up_refuses_a_port_in_use_and_says_by_whom(home: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = up(home, router={"listen": f"127.0.0.1:{port}"})
+    assert_one_line(done, f"router.listen: port {port}", "in use", f"pid {os.getpid()}", "another port")
+
+
+def test_up_refuses_one_port_for_two_things(home: Path) -> None:
+    address = {"listen": "127.0.0.1:50999"}
+    assert_one_line(up(home, router=address, controller=address), "controller.listen", "also router.listen")
+
+
+def test_up_refuses_an_address_of_another_machine(home: Path) -> None:
+    assert_one_line(up(home, router={"listen": "192.0.2.77:50051"}), "router.listen", "192.0.2.77")
+
+
+def test_up_check_prints_the_plan_and_starts_nothing(home: Path) -> None:
+    file = home / "argosy.yaml"
+    file.write_text(json.dumps({"model_store": str(home / "store"), "models": [{"name": "m", "pipeline_parallel": 2}]}))
+    done = argosy("up", "-f", file, "--check")
+    assert done.returncode == 0, done.stderr
+    assert "m/0: tensor 1 × pipeline 2, float32 on cpu" in done.stdout
+    assert "\x1b" not in done.stdout, "no colours on a pipe"
+
+
+@pytest.mark.parametrize("command", [["generate", "hello"], ["chat"], ["status"]])
+def test_nobody_there_is_one_line(command: list[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    done = argosy(*command, "--address", f"127.0.0.1:{port}")
+    assert done.returncode == 1
+    assert "argosy up" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_router_told_to_end_with_its_parent_does(home: Path) -> None:
+    file = home / "argosy.yaml"
+    file.write_text(json.dumps({"models": [{"name": "m"}], "model_store": str(home / "store")}))
+    # Python waits in the parent's place: the router starts only once its standard input is open.
+    parent = subprocess.Popen([*ARGOSY, "router", "--exit-with-parent", "-f", str(file)], stdin=subprocess.PIPE)
+    assert parent.stdin is not None
+    parent.stdin.close()
+    assert parent.wait(timeout=30) is not None
+
+
+def test_only_what_was_asked_for_is_sent() -> None:
+    bare = AskOptions().request("m", "hello")
+    assert not bare.HasField("max_tokens")
+    assert not bare.HasField("sampling")
+    full = AskOptions(max_tokens=0, temperature=0.0, seed=7, stop=("x",)).request(
+        "m", inference_pb2.Chat(messages=[user_message("hi")])
+    )
+    assert (full.max_tokens, full.sampling.temperature, full.sampling.seed) == (0, 0.0, 7)
+    assert full.sampling.HasField("temperature")
+    assert not full.sampling.HasField("top_p")
+    assert list(full.stop.strings) == ["x"]
+    assert full.chat.messages[0].role == inference_pb2.ROLE_USER
+
+
+def test_a_models_words_cannot_drive_the_terminal() -> None:
+    assert printable("red \x1b[31m\x07 text\r\n\té漢🙂") == "red [31m text\n\té漢🙂"
+
+
+def test_sizes_and_ranges_read_well() -> None:
+    assert [human_bytes(n) for n in (0, 1023, 1024, 202_752_000, 3 * 2**40)] == [
+        "0 B",
+        "1023 B",
+        "1.0 KiB",
+        "193 MiB",
+        "3.0 TiB",
+    ]
+    assert [span(0, 15), span(3, 4), span(2, 2)] == ["0–14", "3", "–"]
+
+
+def test_status_shows_states_ranks_progress_and_reasons() -> None:
+    ranks = [
+        control_pb2.RankStatus(stage=0, tensor_rank=r, phase="loading", loaded_bytes=1024 * r, total_bytes=2048, pid=9)
+        for r in range(2)
+    ]
+    replica = control_pb2.ReplicaStatus(
+        replica_id="m/0", state=control_pb2.REPLICA_STATE_FAILED, epoch=3, reason="rank lost", ranks=ranks
+    )
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(status_table([replica]))
+    text = console.export_text()
+    for words in ("m/0", "failed (epoch 3)", "loading", "1.0 KiB of 2.0 KiB", "rank lost"):
+        assert words in text
+
+
+def test_a_second_signal_ends_all_descendants_at_once() -> None:
+    code = (
+        "import subprocess, sys, time\n"
+        "from cluster.cli.processes import StopRequest\n"
+        "stop = StopRequest(); stop.install()\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print(child.pid, flush=True)\n"
+        "while True: time.sleep(0.05)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as program:
+        assert program.stdout is not None
+        child = int(program.stdout.readline())
+        program.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+        assert program.poll() is None, "the first one only asks"
+        program.send_signal(signal.SIGINT)
+        assert program.wait(timeout=10) == 130
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
