@@ -18,7 +18,8 @@ from torch._C._distributed_c10d import Work
 
 from model.parallel.process_group import Backend
 from model.parallel.progress import CollectiveError, ProgressCounter, peer_failures_named
-from model.parallel.shared_memory import ByteRing, Segment
+from model.parallel.segment import Segment
+from model.parallel.shared_memory import ByteRing
 
 Int32Array = npt.NDArray[np.int32]
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from model.parallel.context import check_sizes
 from model.parallel.progress import CollectiveError, CollectiveTimeout, ProgressCounter
-from model.parallel.shared_memory import LEFT, Bytes, Segment
+from model.parallel.segment import Segment
+from model.parallel.shared_memory import LEFT, Bytes
 
 SLOT_BYTES = 1 << 20
 """One buffer of one rank. Larger tensors go in pieces of this size, which stay in the L2 cache."""
