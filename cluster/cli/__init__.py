@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import NoReturn
 
 import click
 
@@ -60,7 +61,19 @@ def argosy() -> None:
 def main() -> None:
     """Entry point of the console script. A user's mistake ends in one line on stderr and exit status 1."""
     try:
-        argosy(prog_name="argosy")
+        status = argosy(prog_name="argosy", standalone_mode=False)
     except ConfigurationError as error:
-        click.echo(f"argosy: {error}", err=True)
-        sys.exit(1)
+        _fail(str(error), 1)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        _fail(error.format_message(), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(line: str, status: int) -> NoReturn:
+    click.echo(f"argosy: {line}", err=True)
+    sys.exit(status)

@@ -25,6 +25,9 @@ from cluster.config import ArgosyConfig, load_config
 
 DEFAULT_FILE = Path(__file__).parents[2] / "examples" / "demo.yaml"
 
+PHASES = ("starting", "importing", "loading", "warming")
+"""Of a rank's start, in order."""
+
 
 @dataclass(slots=True)
 class _Answered:
@@ -134,8 +137,13 @@ def _report(
         ("command line, checks and plan", checked_age),
         ("Ray", region.seconds["Ray"]),
         ("controller", region.seconds["controller"]),
-        ("ranks and router", ready_age - controller_age),
-        *((f"    slowest rank: {name}", seconds) for name, seconds in slowest.phase_seconds.items()),
+        ("placement and ranks", ready_age - controller_age),
+        ("    processes", ready_age - controller_age - sum(slowest.phase_seconds.values())),
+        *(
+            (f"    slowest rank: {name}", slowest.phase_seconds[name])
+            for name in PHASES
+            if name in slowest.phase_seconds
+        ),
         ("first token, once asked", answered.first_token_after),
     ]
     table = Table(title="From process start to first token", title_justify="left", box=box.SIMPLE_HEAD)

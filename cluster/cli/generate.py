@@ -40,10 +40,7 @@ def command(
         prompt = sys.stdin.read()
     if raw and system:
         raise click.UsageError("--system needs the chat template, which --raw leaves out")
-    try:
-        asyncio.run(_generate(prompt, address, model, system, raw, stats, AskOptions(**options)))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    asyncio.run(_generate(prompt, address, model, system, raw, stats, AskOptions(**options)))
 
 
 async def _generate(

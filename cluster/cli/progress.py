@@ -10,7 +10,7 @@ from rich.live import Live
 
 from argosy.internal.v1 import control_pb2
 from cluster.cli.region import Region, StoppedError
-from cluster.cli.tables import status_table
+from cluster.cli.tables import status_view
 from cluster.cli.terminal import human_bytes
 from cluster.errors import ConfigurationError
 
@@ -32,7 +32,7 @@ def wait_until_ready(region: Region, console: Console, *, attempts: int) -> cont
             status = region.status()
             if status is not None and status.replicas:
                 progress.show(status)
-                _give_up_if_hopeless(status, attempts)
+                _give_up_if_hopeless(status, attempts, region)
             elif status is not None and not any(model.replicas for model in region.config.models):
                 return status
             if region.router_serves() and status is not None and _all_ready(status):
@@ -45,10 +45,13 @@ def _all_ready(status: control_pb2.GetStatusResponse) -> bool:
     return bool(status.replicas) and all(r.state == control_pb2.REPLICA_STATE_READY for r in status.replicas)
 
 
-def _give_up_if_hopeless(status: control_pb2.GetStatusResponse, attempts: int) -> None:
+def _give_up_if_hopeless(status: control_pb2.GetStatusResponse, attempts: int, region: Region) -> None:
     failed = [r for r in status.replicas if r.state == control_pb2.REPLICA_STATE_FAILED and r.epoch >= attempts]
     if len(failed) == len(status.replicas):
-        raise ConfigurationError(f"replica {failed[0].replica_id} does not start: {failed[0].reason}")
+        first = failed[0]
+        raise ConfigurationError(
+            f"replica {first.replica_id} does not start: {first.reason}; logs are in {region.directory}"
+        )
 
 
 class _RankProgress:
@@ -70,7 +73,7 @@ class _RankProgress:
 
     def show(self, status: control_pb2.GetStatusResponse) -> None:
         if self._live is not None:
-            self._live.update(status_table(status.replicas), refresh=True)
+            self._live.update(status_view(status.replicas), refresh=True)
             return
         for replica in status.replicas:
             if replica.state in (control_pb2.REPLICA_STATE_FAILED, control_pb2.REPLICA_STATE_PENDING):

@@ -29,6 +29,8 @@ _QUIET = {
     "RAY_DEDUP_LOGS": "0",
     # Ray's own name for "this cluster is one machine": every one of its ports binds 127.0.0.1, on Linux too.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # Ray makes its workers nice to the rest of the machine; ours are what the machine is for.
+    "RAY_worker_niceness": "0",
     # Ray would otherwise inspect how this process was launched, to launch its workers alike.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }

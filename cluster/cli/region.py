@@ -112,7 +112,7 @@ class Region:
         """
         assert self._router is not None
         if self._router.exit_status is not None:
-            raise ConfigurationError(f"the router ended: {self._router.last_words()}")
+            raise ConfigurationError(f"the router ended: {self._router.last_words()}; logs are in {self.directory}")
         return self.run(self._ask_health())
 
     def supervise(self) -> list[str]:

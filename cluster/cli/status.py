@@ -10,7 +10,7 @@ import click
 import grpc.aio
 
 from argosy.internal.v1 import control_pb2, control_pb2_grpc
-from cluster.cli.tables import status_table
+from cluster.cli.tables import status_view
 from cluster.cli.terminal import console
 from cluster.config import load_config
 from cluster.rpc import channel
@@ -40,8 +40,8 @@ def command(file: Path | None, address: str | None, as_json: bool) -> None:
 
         click.echo(json.dumps(MessageToDict(status, preserving_proto_field_name=True), indent=2))
     else:
-        console().print(f"Region {status.region}")
-        console().print(status_table(status.replicas))
+        console().print(f"Region {status.region}\n")
+        console().print(status_view(status.replicas))
     if any(replica.state != control_pb2.REPLICA_STATE_READY for replica in status.replicas):
         click.get_current_context().exit(2)
 

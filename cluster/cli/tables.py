@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich import box
+from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -13,6 +14,7 @@ from argosy.internal.v1 import control_pb2
 from cluster.cli.terminal import human_bytes
 from cluster.control.plan import RankPlan, ReplicaPlan
 
+_BAR_WIDTH = 12
 _STATE_STYLES = {
     control_pb2.REPLICA_STATE_READY: "green",
     control_pb2.REPLICA_STATE_FAILED: "red",
@@ -66,39 +68,59 @@ def span(start: int, end: int) -> str:
     return f"{start}–{end - 1}"
 
 
-def status_table(replicas: Iterable[control_pb2.ReplicaStatus]) -> Table:
-    """One row a rank, with its replica's state on the first."""
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("replica", "state", "stage", "rank", "node", "device", "pid", "layers", "heads", "phase"):
-        table.add_column(name)
-    table.add_column("weights", justify="right")
-    table.add_column("", width=16)
+def status_view(replicas: Iterable[control_pb2.ReplicaStatus]) -> Group:
+    """A heading and a table of ranks for each replica."""
+    parts: list[RenderableType] = []
     for replica in replicas:
-        name = control_pb2.ReplicaState.Name(replica.state).removeprefix("REPLICA_STATE_").lower()
-        state = Text(f"{name} (epoch {replica.epoch})", style=_STATE_STYLES.get(replica.state, ""))
-        if not replica.ranks:
-            table.add_row(replica.replica_id, state)
-        for index, rank in enumerate(replica.ranks):
-            first = index == 0
-            table.add_row(replica.replica_id if first else "", state if first else "", *_live_cells(rank))
-        if replica.reason:
-            failed = replica.state == control_pb2.REPLICA_STATE_FAILED
-            table.add_row("", Text(replica.reason, style="red" if failed else "dim"))
+        parts.append(_heading(replica))
+        if replica.ranks:
+            parts.append(_rank_table(replica.ranks))
+    return Group(*parts or ["No replica is wanted."])
+
+
+def state_name(replica: control_pb2.ReplicaStatus) -> str:
+    """Its state in one word."""
+    return control_pb2.ReplicaState.Name(replica.state).removeprefix("REPLICA_STATE_").lower()
+
+
+def _heading(replica: control_pb2.ReplicaStatus) -> Text:
+    style = _STATE_STYLES.get(replica.state, "")
+    heading = Text.assemble(
+        (replica.replica_id, "bold"), ": ", (state_name(replica), style), f", epoch {replica.epoch}"
+    )
+    if replica.address:
+        heading.append(f", {replica.address}")
+    if replica.state == control_pb2.REPLICA_STATE_READY and replica.HasField("load"):
+        load = replica.load
+        heading.append(f", {load.running} running, {load.waiting} waiting")
+        heading.append(f", {load.used_blocks} of {load.total_blocks} KV blocks held")
+    if replica.reason:
+        heading.append(f"\n  {replica.reason}", style if replica.state == control_pb2.REPLICA_STATE_FAILED else "dim")
+    return heading
+
+
+def _rank_table(ranks: Sequence[control_pb2.RankStatus]) -> Table:
+    loading = any(rank.loaded_bytes < rank.total_bytes for rank in ranks)
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("stage", "rank", "node", "device", "pid", "layers", "heads", "phase"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("weights", justify="right", no_wrap=True)
+    if loading:
+        table.add_column("", width=_BAR_WIDTH)
+    for rank in ranks:
+        loaded, total = rank.loaded_bytes, rank.total_bytes
+        cells: list[RenderableType] = [
+            str(rank.stage),
+            str(rank.tensor_rank),
+            rank.node,
+            rank.device,
+            str(rank.pid or ""),
+            span(rank.start_layer, rank.end_layer),
+            f"{rank.query_heads}q {rank.kv_heads}kv",
+            rank.phase,
+            human_bytes(total),
+        ]
+        if loading:
+            cells.append(ProgressBar(total=max(1, total), completed=loaded, width=_BAR_WIDTH))
+        table.add_row(*cells)
     return table
-
-
-def _live_cells(rank: control_pb2.RankStatus) -> Sequence[str | ProgressBar]:
-    loaded, total = rank.loaded_bytes, rank.total_bytes
-    weights = human_bytes(total) if loaded >= total else f"{human_bytes(loaded)} of {human_bytes(total)}"
-    return [
-        str(rank.stage),
-        str(rank.tensor_rank),
-        rank.node,
-        rank.device,
-        str(rank.pid or ""),
-        span(rank.start_layer, rank.end_layer),
-        f"{rank.query_heads}q {rank.kv_heads}kv",
-        rank.phase,
-        weights if total else "",
-        ProgressBar(total=max(1, total), completed=loaded, width=16) if loaded < total else "",
-    ]

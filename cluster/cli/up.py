@@ -12,7 +12,7 @@ from cluster.cli.preflight import preflight
 from cluster.cli.processes import process_age
 from cluster.cli.progress import wait_until_ready
 from cluster.cli.region import Region, StoppedError
-from cluster.cli.tables import plan_table
+from cluster.cli.tables import plan_table, state_name
 from cluster.cli.terminal import console
 from cluster.config import load_config
 
@@ -95,6 +95,5 @@ def _stay(screen: Console, region: Region) -> None:
 
 
 def _news(replica: control_pb2.ReplicaStatus) -> str:
-    state = control_pb2.ReplicaState.Name(replica.state).removeprefix("REPLICA_STATE_").lower()
     reason = f": {replica.reason}" if replica.reason else ""
-    return f"{replica.replica_id} epoch {replica.epoch} is {state}{reason}"
+    return f"{replica.replica_id} epoch {replica.epoch} is {state_name(replica)}{reason}"

@@ -21,7 +21,7 @@ from argosy.internal.v1 import control_pb2
 from argosy.v1 import inference_pb2
 from cluster.cli import SUBCOMMANDS
 from cluster.cli.client import AskOptions, user_message
-from cluster.cli.tables import span, status_table
+from cluster.cli.tables import span, status_view
 from cluster.cli.terminal import human_bytes, printable
 
 ARGOSY = [sys.executable, "-m", "cluster.cli"]
@@ -218,9 +218,9 @@ def test_status_shows_states_ranks_progress_and_reasons() -> None:
         replica_id="m/0", state=control_pb2.REPLICA_STATE_FAILED, epoch=3, reason="rank lost", ranks=ranks
     )
     console = Console(width=160, record=True, file=io.StringIO())
-    console.print(status_table([replica]))
+    console.print(status_view([replica]))
     text = console.export_text()
-    for words in ("m/0", "failed (epoch 3)", "loading", "1.0 KiB of 2.0 KiB", "rank lost"):
+    for words in ("m/0", "failed, epoch 3", "loading", "2.0 KiB", "rank lost"):
         assert words in text
 
 
