@@ -162,7 +162,7 @@ def test_hidden_states_larger_than_the_room_between_stages_pass(kind: str) -> No
 
 def be_silent(context: ParallelContext, silent_rank: int) -> Any:
     if context.tensor_group.rank == silent_rank:
-        time.sleep(30)
+        time.sleep(60)
     started = time.monotonic()
     try:
         context.tensor_group.all_reduce(torch.zeros(1, 8))
@@ -173,32 +173,36 @@ def be_silent(context: ParallelContext, silent_rank: int) -> Any:
 
 @kinds
 def test_a_silent_rank_ends_the_wait_at_its_deadline_and_is_named(kind: str) -> None:
-    with Ranks(kind, ParallelDims(tp=3), be_silent, 1, timeout_seconds=2.0) as ranks:
+    with Ranks(kind, ParallelDims(tp=3), be_silent, 1, timeout_seconds=5.0) as ranks:
         outcomes = [ranks.outcome(rank)[0] for rank in (0, 2)]
     assert "CollectiveTimeout" in {name for name, *_ in outcomes}
     for _, message, waited, where in outcomes:
         assert "all_reduce" in message
         assert "all_reduce" in where
-        assert waited < 15
+        assert waited < 25
     if kind == "shared_memory":
         assert any("rank 1 did not reach all_reduce number 1" in message for _, message, *_ in outcomes)
 
 
-def reduce_until_failure(context: ParallelContext) -> tuple[str, int]:
-    for count in range(1_000_000):
+def reduce_until_failure(context: ParallelContext, started: Path) -> str:
+    for _ in range(10_000_000):
         try:
             context.tensor_group.all_reduce(torch.zeros(1, 8))
         except CollectiveError as error:
-            return str(error), count
+            return str(error)
+        started.touch()
     raise AssertionError("nothing failed")
 
 
 @kinds
-def test_a_killed_rank_fails_the_others(kind: str) -> None:
-    with Ranks(kind, ParallelDims(tp=2), reduce_until_failure, timeout_seconds=2.0) as ranks:
-        time.sleep(1.0)
+def test_a_killed_rank_fails_the_others(kind: str, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    with Ranks(kind, ParallelDims(tp=2), reduce_until_failure, started, timeout_seconds=5.0) as ranks:
+        limit = time.monotonic() + 60
+        while not started.exists() and time.monotonic() < limit:
+            time.sleep(0.01)
         os.kill(ranks.processes[1].pid, signal.SIGKILL)
-        (message, _), failure = ranks.outcome(0)
+        message, failure = ranks.outcome(0)
     assert failure is None
     assert "all_reduce" in message
 
@@ -255,7 +259,7 @@ class TestSharedMemoryOnly:
         assert any(message and "out of step" in message for message in messages)
 
     def test_a_silent_stage_is_named(self) -> None:
-        message = run_ranks("shared_memory", ParallelDims(pp=2), wait_for_stage, timeout_seconds=1.0)[1]
+        message = run_ranks("shared_memory", ParallelDims(pp=2), wait_for_stage, timeout_seconds=3.0)[1]
         assert "stage 0 to 1" in message
         assert "message 1" in message
 
