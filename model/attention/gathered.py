@@ -33,7 +33,7 @@ class GatheredAttention:
             slots = (blocks[:, None] * size + torch.arange(size)).flatten()[: int(batch.context_lengths[row])]
             self._slots.append(slots.to(self._device))
 
-    def attend(self, qkv_TN: Tensor, layer: int) -> Tensor:
+    def attend(self, qkv_TN: Tensor, layer: int, window: int = 0, sinks_H: Tensor | None = None) -> Tensor:
         shape = self._shape
         qkv_THD = qkv_TN.view(qkv_TN.shape[0], -1, shape.head_dim)
         parts = [shape.num_heads, shape.num_kv_heads, shape.num_kv_heads]
@@ -44,17 +44,25 @@ class GatheredAttention:
         for slots, start, end in zip(self._slots, starts, starts[1:], strict=False):
             own = slots[slots.shape[0] - (end - start) :]
             key_slots[own], value_slots[own] = keys[start:end], values[start:end]
-            out_THD[start:end] = self._one(queries[start:end], key_slots[slots], value_slots[slots])
+            out_THD[start:end] = self._one(queries[start:end], key_slots[slots], value_slots[slots], window, sinks_H)
         return out_THD.flatten(1)
 
-    def _one(self, queries_THD: Tensor, keys_CKD: Tensor, values_CKD: Tensor) -> Tensor:
+    def _one(
+        self, queries_THD: Tensor, keys_CKD: Tensor, values_CKD: Tensor, window: int, sinks_H: Tensor | None
+    ) -> Tensor:
         """The last T of C tokens of one sequence."""
         group = self._shape.group_size
         keys_CHD = keys_CKD.repeat_interleave(group, 1)
         values_CHD = values_CKD.repeat_interleave(group, 1)
-        scores_HTC = torch.einsum("thd,chd->htc", queries_THD, keys_CHD) * self._shape.head_dim**-0.5
+        scores_HTC = torch.einsum("thd,chd->htc", queries_THD, keys_CHD) * self._shape.score_scale
         tokens, context = queries_THD.shape[0], keys_CKD.shape[0]
         reach = torch.arange(context - tokens, context, device=self._device)
-        hidden = torch.arange(context, device=self._device)[None, :] > reach[:, None]
-        weights = scores_HTC.float().masked_fill(hidden, float("-inf")).softmax(-1).to(values_CKD.dtype)
-        return torch.einsum("htc,chd->thd", weights, values_CHD)
+        distance_TC = reach[:, None] - torch.arange(context, device=self._device)[None, :]
+        hidden_TC = distance_TC < 0 if window == 0 else (distance_TC < 0) | (distance_TC >= window)
+        scores_HTC = scores_HTC.float().masked_fill(hidden_TC, float("-inf"))
+        if sinks_H is not None:
+            sinks_HT1 = sinks_H.float()[:, None, None].expand(-1, tokens, 1)
+            weights_HTC = torch.cat((scores_HTC, sinks_HT1), -1).softmax(-1)[..., :context]
+        else:
+            weights_HTC = scores_HTC.softmax(-1)
+        return torch.einsum("htc,chd->thd", weights_HTC.to(values_CKD.dtype), values_CHD)

@@ -24,6 +24,12 @@ class AttentionShape:
     head_dim: int
     block_size: int
     """Tokens of a KV block."""
+    scale: float | None = None
+    """Factor of the scores; None: head_dim ** -0.5."""
+
+    @property
+    def score_scale(self) -> float:
+        return self.head_dim**-0.5 if self.scale is None else self.scale
 
     @property
     def group_size(self) -> int:
@@ -40,6 +46,11 @@ class AttentionBackend(Protocol):
         """Make ready for the layers of one pass: everything that depends on the batch but not on the layer."""
         ...
 
-    def attend(self, qkv_TN: Tensor, layer: int) -> Tensor:
-        """Store the pass's (rotated) keys and values in `layer` of the cache, then attend: [T, H * D]."""
+    def attend(self, qkv_TN: Tensor, layer: int, window: int = 0, sinks_H: Tensor | None = None) -> Tensor:
+        """Store the pass's (rotated) keys and values in `layer` of the cache, then attend: [T, H * D].
+
+        Args:
+            window: keys that a query sees, its own included; 0: all up to itself.
+            sinks_H: a score of each query head that takes weight and has no value (Xiao et al., 2023), float32.
+        """
         ...

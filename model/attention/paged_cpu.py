@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as functional
 from torch import Tensor
 
 from model.attention.interface import AttentionShape
@@ -16,11 +17,14 @@ from model.kv_cache import KVCache
 
 def supports(shape: AttentionShape) -> str | None:
     """None if the kernels can serve this shape, else why not."""
-    if shape.head_dim % LANES:
-        return f"head size {shape.head_dim} is not a multiple of {LANES}"
     if shape.block_size % LANES or kernels.SEGMENT % shape.block_size:
         return f"block size {shape.block_size} is not one of 16, 32, 64, 128, 256"
     return None
+
+
+def padded_head_dim(head_dim: int) -> int:
+    """Heads are filled up with zeros to whole vectors: neither scores nor the rest of the values change."""
+    return -(-head_dim // LANES) * LANES
 
 
 def cut_into_tiles(batch: Batch, tokens_per_tile: int) -> Int32Array:
@@ -45,10 +49,9 @@ class PagedCPUAttention:
         reason = supports(shape)
         if reason is not None:
             raise ValueError(f"the CPU attention kernels cannot serve this model: {reason}")
-        self._heads = kernels.Heads(
-            shape.num_kv_heads, shape.group_size, shape.head_dim, shape.block_size, shape.head_dim**-0.5
-        )
-        heads, size, block = shape.num_kv_heads, shape.head_dim, shape.block_size
+        heads, size, block = shape.num_kv_heads, padded_head_dim(shape.head_dim), shape.block_size
+        self._heads = kernels.Heads(heads, shape.group_size, size, block, shape.score_scale)
+        self._padding = size - shape.head_dim
         key_block, value_block = (heads, size, block), (heads, block, size)
         self.cache = KVCache.allocate(
             num_layers, num_blocks, key_block, value_block, dtype=torch.float32, device=torch.device("cpu")
@@ -58,7 +61,8 @@ class PagedCPUAttention:
             for keys, values in zip(self.cache.keys, self.cache.values, strict=True)
         ]
         self._tokens_per_tile = max(1, kernels.TILE_ROWS // shape.group_size)
-        self._out_features = shape.num_heads * shape.head_dim
+        self._head_dim = shape.head_dim
+        self._out_features = shape.num_heads * size
         self._threads = num_threads()
         self._scratch = torch.zeros(kernels.scratch_elements(self._threads, self._heads))
         self._counter = np.zeros(1, np.int64)
@@ -83,9 +87,15 @@ class PagedCPUAttention:
         if self._out.shape[0] != batch.num_tokens:
             self._out = torch.empty(batch.num_tokens, self._out_features)
 
-    def attend(self, qkv_TN: Tensor, layer: int) -> Tensor:
+    def attend(self, qkv_TN: Tensor, layer: int, window: int = 0, sinks_H: Tensor | None = None) -> Tensor:
+        tokens = qkv_TN.shape[0]
+        if self._padding:
+            qkv_TN = functional.pad(qkv_TN.view(tokens, -1, self._head_dim), (0, self._padding))
         qkv, pages = qkv_TN.data_ptr(), self._pages[layer]
         kernels.store_keys_and_values(self._threads, qkv, self._heads, pages, self._plan)
         self._counter[0] = 0
-        kernels.attend(qkv, self._out.data_ptr(), self._heads, pages, self._plan, self._space)
-        return self._out
+        limits = kernels.Limits(window, 0 if sinks_H is None else sinks_H.data_ptr())
+        kernels.attend(qkv, self._out.data_ptr(), self._heads, pages, self._plan, limits, self._space)
+        if not self._padding:
+            return self._out
+        return self._out.view(tokens, -1, self._head_dim + self._padding)[..., : self._head_dim].flatten(1)

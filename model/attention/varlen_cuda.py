@@ -52,7 +52,9 @@ class VarlenCUDAAttention:
         slots = blocks * self._shape.block_size + positions % self._shape.block_size
         self._slots = slots.to(self._device, non_blocking=True)
 
-    def attend(self, qkv_TN: Tensor, layer: int) -> Tensor:
+    def attend(self, qkv_TN: Tensor, layer: int, window: int = 0, sinks_H: Tensor | None = None) -> Tensor:
+        if sinks_H is not None:
+            raise ValueError("torch's flash attention has no sinks: this model is served on CPU only")
         shape = self._shape
         heads = qkv_TN.view(qkv_TN.shape[0], -1, shape.head_dim)
         queries, keys, values = torch.split(heads, [shape.num_heads, shape.num_kv_heads, shape.num_kv_heads], 1)
@@ -67,7 +69,8 @@ class VarlenCUDAAttention:
             None,
             self._max_queries,
             self._max_keys,
-            window_size=(-1, 0),
+            scale=self._shape.score_scale,
+            window_size=(window - 1, 0),
             enable_gqa=True,
             seqused_k=self._context_lengths,
             block_table=self._block_tables,

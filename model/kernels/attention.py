@@ -23,9 +23,9 @@ from model.kernels.tile import STRIP, strip_product, vector_product
 from model.kernels.vector import (
     LANES,
     add,
+    drop_outside,
     exp,
     fma,
-    keep_first,
     lane,
     load,
     max_lanes,
@@ -84,6 +84,15 @@ class Plan(NamedTuple):
     """[num_tiles, 3]: row of the block table, first token, tokens."""
 
 
+class Limits(NamedTuple):
+    """What a layer's softmax runs over besides the keys up to the query."""
+
+    window: int
+    """The last keys that a query sees, its own included; 0: all."""
+    sinks: int
+    """Address of float32 [kv_heads * G]: a score of each query head that takes weight and has no value; 0: none."""
+
+
 class Workspace(NamedTuple):
     """Memory that a call may use."""
 
@@ -131,20 +140,38 @@ def store_keys_and_values(threads: int, qkv: int, heads: Heads, pages: Pages, pl
 
 
 @kernel
-def _softmax_row(scores: int, valid: int, padded: int) -> tuple[float, float]:
-    """Replace `valid` scores by e**(score - largest), the rest up to `padded` by 0; the largest, and their sum."""
+def _softmax_row(scores: int, begin: int, end: int, padded: int) -> tuple[float, float]:
+    """Replace scores [begin, end) by e**(score - largest), the rest up to `padded` by 0; the largest, and their sum."""
     best = splat(_NEVER)
-    for j in range(0, valid, LANES):
-        best = maximum(best, keep_first(load(scores + j * 4), valid - j, splat(_NEVER)))
+    for j in range(begin // LANES * LANES, end, LANES):
+        best = maximum(best, drop_outside(load(scores + j * 4), begin - j, end - j))
     largest = max_lanes(best)
     total = splat(np.float32(0.0))
     for j in range(0, padded, LANES):
         weight = splat(np.float32(0.0))
-        if j < valid:
-            weight = keep_first(exp(subtract(load(scores + j * 4), splat(largest))), valid - j, weight)
+        if j < end and j + LANES > begin:
+            weight = exp(subtract(drop_outside(load(scores + j * 4), begin - j, end - j), splat(largest)))
             total = add(total, weight)
         store(scores + j * 4, weight)
     return largest, sum_lanes(total)
+
+
+@kernel
+def _window_start(position: int, window: int) -> int:
+    """The first key that a query at `position` sees."""
+    return max(0, position + 1 - window) if window > 0 else 0
+
+
+@kernel
+def _reciprocal_of_total(state: int, sinks: int, head: int) -> float:
+    """What the weighted values are multiplied by; `head` counts the rank's query heads."""
+    largest, total = float32_at(state, 0), float32_at(state, 1)
+    if sinks == 0:
+        return np.float32(1.0) / total
+    sink = float32_at(sinks, head)
+    top = max(largest, sink)
+    scale, extra = lane(exp(splat(np.float32(largest - top))), 0), lane(exp(splat(np.float32(sink - top))), 0)
+    return scale / (total * scale + extra)
 
 
 @kernel
@@ -195,6 +222,7 @@ def _segment(
     kv_head: int,
     heads: Heads,
     pages: Pages,
+    window: int,
 ) -> None:
     """Attention of a tile over keys [first, first + count): unnormalised `out` [rows, D] and states [rows, 2]."""
     head_dim, block_size = heads.head_dim, heads.block_size
@@ -205,8 +233,12 @@ def _segment(
         vector_product(rows, queries, head_dim * 4, source, block_size * 4, zeros, 0, target, SEGMENT * 4, head_dim)
     padded = (count + LANES - 1) // LANES * LANES
     for row in range(rows):
-        valid = max(0, min(count, int32_at(positions, row // heads.group) + 1 - first))
-        largest, total = _softmax_row(scores + row * SEGMENT * 4, valid, padded)
+        position = int32_at(positions, row // heads.group)
+        end = max(0, min(count, position + 1 - first))
+        begin = max(0, _window_start(position, window) - first)
+        if begin >= end:
+            begin, end = 0, 0
+        largest, total = _softmax_row(scores + row * SEGMENT * 4, begin, end, padded)
         put_float32(state, 2 * row, largest)
         put_float32(state, 2 * row + 1, total)
     for j in range(0, rows * head_dim, LANES):
@@ -229,6 +261,7 @@ def _attend_tile(
     kv_head: int,
     heads: Heads,
     pages: Pages,
+    limits: Limits,
 ) -> None:
     """One tile and KV head. qkv, out and positions start at the tile's first token."""
     group, head_dim = heads.group, heads.head_dim
@@ -243,24 +276,51 @@ def _attend_tile(
             scaled = multiply(load(source + j * 4), splat(np.float32(heads.scale)))
             store(queries + (token * group * head_dim + j) * 4, scaled)
     context = int32_at(positions, num_tokens - 1) + 1
-    for first in range(0, context, SEGMENT):
+    start = _window_start(int32_at(positions, 0), limits.window) // SEGMENT * SEGMENT
+    for first in range(start, context, SEGMENT):
         count = min(SEGMENT, context - first)
-        target, state = (part, part_state) if first > 0 else (whole, whole_state)
-        _segment(rows, queries, scores, target, state, first, count, zeros, positions, table, kv_head, heads, pages)
-        for row in range(rows if first > 0 else 0):
-            if int32_at(positions, row // group) >= first:
+        target, state = (part, part_state) if first > start else (whole, whole_state)
+        _segment(
+            rows,
+            queries,
+            scores,
+            target,
+            state,
+            first,
+            count,
+            zeros,
+            positions,
+            table,
+            kv_head,
+            heads,
+            pages,
+            limits.window,
+        )
+        for row in range(rows if first > start else 0):
+            position = int32_at(positions, row // group)
+            # A row that saw nothing yet has zeros and the state (-inf, 0), onto which merging is exact.
+            if position >= first and _window_start(position, limits.window) < first + count:
                 at = row * row_bytes
                 _merge_row(whole + at, whole_state + 8 * row, part + at, part_state + 8 * row, head_dim)
     for row in range(rows):
         target = out + ((row // group * heads.kv_heads + kv_head) * group + row % group) * row_bytes
-        factor = splat(np.float32(1.0) / float32_at(whole_state, 2 * row + 1))
+        head = kv_head * group + row % group
+        factor = splat(np.float32(_reciprocal_of_total(whole_state + 8 * row, limits.sinks, head)))
         for d in range(0, head_dim, LANES):
             store(target + d * 4, multiply(load(whole + row * row_bytes + d * 4), factor))
 
 
 @kernel
 def _attend_part(
-    thread: int, threads: int, qkv: int, out: int, heads: Heads, pages: Pages, plan: Plan, space: Workspace
+    thread: int,
+    threads: int,
+    qkv: int,
+    out: int,
+    heads: Heads,
+    pages: Pages,
+    plan: Plan,
+    limits: Limits,
+    space: Workspace,
 ) -> None:
     own = space.scratch + (LANES + thread * _thread_elements(heads)) * 4
     token_bytes = heads.kv_heads * heads.head_dim * 4
@@ -271,12 +331,12 @@ def _attend_part(
         first, num_tokens = int32_at(tile, 1), int32_at(tile, 2)
         queries, target = qkv + first * (heads.group + 2) * token_bytes, out + first * heads.group * token_bytes
         positions = plan.positions + first * 4
-        _attend_tile(own, space.scratch, queries, target, positions, table, num_tokens, kv_head, heads, pages)
+        _attend_tile(own, space.scratch, queries, target, positions, table, num_tokens, kv_head, heads, pages, limits)
         item = claim(space.counter)
 
 
 @kernel
-def attend(qkv: int, out: int, heads: Heads, pages: Pages, plan: Plan, space: Workspace) -> None:
+def attend(qkv: int, out: int, heads: Heads, pages: Pages, plan: Plan, limits: Limits, space: Workspace) -> None:
     """out[tokens, kv_heads * G, D] = attention of the queries in qkv over their sequence's keys up to themselves."""
     used = min(space.threads, plan.num_tiles * heads.kv_heads)
-    fork_join(_attend_part, used, (qkv, out, heads, pages, plan, space))
+    fork_join(_attend_part, used, (qkv, out, heads, pages, plan, limits, space))
