@@ -97,6 +97,8 @@ class RouterConfig(_Section):
     """Most requests in flight at one router process."""
     default_deadline_seconds: float = Field(600, gt=0)
     """Deadline of a call that brings none."""
+    coalesce_seconds: float = Field(0, ge=0, le=1)
+    """How long a delta after the first may be held back for others to join it: less CPU a token, later tokens."""
     drain_seconds: float = Field(30, ge=0)
     """How long running streams may take to finish after SIGTERM; then they are told to go elsewhere."""
 

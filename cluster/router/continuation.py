@@ -14,7 +14,7 @@ from argosy.internal.v1 import replica_pb2
 from cluster.clock import Clock
 from cluster.errors import Reason, ServiceError
 from cluster.ids import ModelName
-from cluster.router.dispatch import WINDOW_TOKENS, Attempt, ReplicaLostError
+from cluster.router.attempt import WINDOW_TOKENS, Attempt, ReplicaLostError
 from cluster.router.fleet import Attempted, Fleet
 from cluster.router.validate import duration_of
 
@@ -109,12 +109,14 @@ class LiveStream:
         fleet: Fleet,
         clock: Clock,
         deadline: float,
+        linger: float = 0.0,
     ) -> None:
         """
         Args:
             spec: the request as it was before its first token.
             keys: of the prompt's blocks.
             deadline: in the clock's monotonic seconds.
+            linger: seconds that news after the first may wait for more.
         """
         self.cached_prompt_tokens = 0
         """As the first replica said: what the client's prompt cost."""
@@ -125,6 +127,8 @@ class LiveStream:
         self._fleet = fleet
         self._clock = clock
         self._deadline = deadline
+        self._linger = linger
+        self._linger_next = 0.0
         self._positions = Positions((choice.index for choice in spec.choices), spec.max_tokens)
         self._attempt: Attempt | None = None
         self._failed_at: set[Attempted] = set()
@@ -148,13 +152,14 @@ class LiveStream:
                 raise self._error
             try:
                 attempt = self._attempt or await self._begin()
-                news = self._accept(await attempt.take())
+                news = self._accept(await attempt.take(self._linger_next))
             except ReplicaLostError as error:
                 if self._error is None:
                     self._leave(str(error))
                 continue
             if news:
                 self._fruitless = 0
+                self._linger_next = self._linger
                 return news
 
     def release(self) -> None:
@@ -214,7 +219,7 @@ class LiveStream:
         """Give the present attempt up and remember where not to go next."""
         if self._attempt is None:
             return
-        target = self._attempt.connection.target
+        target = self._attempt.target
         log.warning("%s: leaves %s (epoch %d): %s", self._spec.request_id, target.replica_id, target.epoch, why)
         self._failed_at.add((target.replica_id, target.epoch))
         self._attempt.close(tell=True)

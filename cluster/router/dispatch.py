@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import grpc.aio
@@ -18,8 +17,9 @@ import grpc.aio
 from argosy.internal.v1 import replica_pb2, replica_pb2_grpc
 from cluster import rpc
 from cluster.clock import Clock
-from cluster.ids import Epoch, ReplicaId, RouterId, StreamId
+from cluster.ids import RouterId, StreamId
 from cluster.protocol import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS, REPLICA_PROTOCOL_VERSION
+from cluster.router.attempt import Attempt, ReplicaAddress, ReplicaLostError
 
 log = logging.getLogger(__name__)
 
@@ -27,91 +27,6 @@ CONNECT_SECONDS = 5.0
 """A replica that does not answer the handshake by then is tried again."""
 RECONNECT_SECONDS = (0.1, 2.0)
 """First and longest pause between attempts to connect."""
-WINDOW_TOKENS = 256
-"""Tokens of one request that may be on their way or unread here; beyond, its replica pauses it."""
-
-
-class ReplicaLostError(Exception):
-    """The request cannot go on at this replica; it can at another."""
-
-
-class Attempt:
-    """One request at one replica: what has arrived and was not yet taken, never more than its window."""
-
-    def __init__(self, stream_id: StreamId, connection: ReplicaConnection) -> None:
-        self.stream_id = stream_id
-        self._connection = connection
-        self._deltas: list[replica_pb2.TokenDelta] = []
-        self._unread = 0
-        self._unreturned = 0
-        self._lost: str | None = None
-        self._waiter: asyncio.Future[None] | None = None
-
-    @property
-    def connection(self) -> ReplicaConnection:
-        return self._connection
-
-    @property
-    def is_paused(self) -> bool:
-        """True if the replica owes nothing: the window is full."""
-        return self._unread + self._unreturned >= WINDOW_TOKENS
-
-    async def take(self) -> list[replica_pb2.TokenDelta]:
-        """Everything that has arrived, at least one delta.
-
-        Raises:
-            ReplicaLostError: the replica died, and all that came before is taken.
-        """
-        while not self._deltas:
-            if self._lost is not None:
-                raise ReplicaLostError(self._lost)
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        deltas, self._deltas = self._deltas, []
-        self._unreturned += self._unread
-        self._unread = 0
-        return deltas
-
-    def release(self) -> None:
-        """What was taken has been passed on: the replica may send as much again."""
-        # In halves of a window, so that credits cost a small share of what tokens do.
-        if self._unreturned >= WINDOW_TOKENS // 2:
-            self._connection.credit(self.stream_id, self._unreturned)
-            self._unreturned = 0
-
-    def close(self, *, tell: bool) -> None:
-        """Nothing more is wanted; `tell` the replica unless it has ended every choice itself."""
-        self._connection.forget(self.stream_id, tell=tell)
-
-    def push(self, delta: replica_pb2.TokenDelta) -> None:
-        """Called by the connection for each delta."""
-        self._unread += len(delta.token_ids)
-        if self._unread + self._unreturned > 2 * WINDOW_TOKENS:
-            self.lose("it sent more than its credit")
-            return
-        self._deltas.append(delta)
-        self._wake()
-
-    def lose(self, why: str) -> None:
-        """Called by the connection when it ends."""
-        self._lost = why
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaAddress:
-    """Which replica to connect to, as the directory says."""
-
-    replica_id: ReplicaId
-    address: str
-    epoch: Epoch
 
 
 class ReplicaConnection:
@@ -136,7 +51,7 @@ class ReplicaConnection:
         self.welcome: replica_pb2.Welcome | None = None
         """Set while connected."""
         self._router_id = router_id
-        self._clock = clock
+        self.clock = clock
         self._on_load = on_load
         self._stall_seconds = stall_seconds
         self._attempts: dict[int, Attempt] = {}
@@ -165,7 +80,7 @@ class ReplicaConnection:
         if not self.is_live:
             raise ReplicaLostError("not connected")
         if not self._attempts:
-            self._last_progress = self._clock.monotonic()
+            self._last_progress = self.clock.monotonic()
         self._last_stream_id += 1
         attempt = Attempt(StreamId(self._last_stream_id), self)
         self._attempts[attempt.stream_id] = attempt
@@ -206,7 +121,7 @@ class ReplicaConnection:
                     pause = RECONNECT_SECONDS[0]
                 log.log(logging.WARNING if self.is_live else logging.DEBUG, "%s: %s", self.target.replica_id, why)
                 self._fail_all(why)
-                await self._clock.sleep(pause)
+                await self.clock.sleep(pause)
                 pause = min(2 * pause, longest)
         finally:
             self._fail_all("the router let it go")
@@ -242,7 +157,7 @@ class ReplicaConnection:
                     expected_epoch=self.target.epoch,
                     protocol_version=REPLICA_PROTOCOL_VERSION,
                 )
-                begin = self._clock.monotonic()
+                begin = self.clock.monotonic()
                 await call.write(replica_pb2.ConnectRequest(hello=hello))
                 answer = await call.read()
         except TimeoutError:
@@ -252,7 +167,7 @@ class ReplicaConnection:
         welcome = answer.welcome
         if self.target.epoch and welcome.epoch != self.target.epoch:
             raise ReplicaLostError(f"it is at epoch {welcome.epoch}, not {self.target.epoch}")
-        now = self._clock.monotonic()
+        now = self.clock.monotonic()
         self.rtt = now - begin
         self._last_report = self._last_progress = now
         self.welcome = welcome
@@ -275,7 +190,7 @@ class ReplicaConnection:
             if message is grpc.aio.EOF:
                 await self._raise_status(call)
             report = message.report
-            self._last_report = self._clock.monotonic()
+            self._last_report = self.clock.monotonic()
             if report.step != self._step:
                 self._step = report.step
                 self._last_progress = self._last_report
@@ -303,9 +218,9 @@ class ReplicaConnection:
     async def _watch(self) -> None:
         """Raise when the replica has been silent for too long, or reports but makes no step."""
         while True:
-            before = self._clock.monotonic()
-            await self._clock.sleep(HEARTBEAT_SECONDS)
-            now = self._clock.monotonic()
+            before = self.clock.monotonic()
+            await self.clock.sleep(HEARTBEAT_SECONDS)
+            now = self.clock.monotonic()
             if now - before > 2 * HEARTBEAT_SECONDS:
                 # It was this process that stood still: what the replica sent meanwhile has yet to be read.
                 self._last_report = self._last_progress = now

@@ -15,8 +15,9 @@ from argosy.internal.v1 import control_pb2, replica_pb2
 from cluster.clock import Clock
 from cluster.ids import Epoch, ModelName, ReplicaId, RouterId
 from cluster.protocol import DEAD_AFTER_SECONDS
+from cluster.router.attempt import ReplicaAddress
 from cluster.router.choose import Candidate, StepCosts, choose_replica
-from cluster.router.dispatch import ReplicaAddress, ReplicaConnection
+from cluster.router.dispatch import ReplicaConnection
 from cluster.router.prefixes import PrefixIndex
 
 DEFAULT_COSTS = StepCosts(0.02, 1e-3, 1e-8, 0.03, 1e-3, 1e-7)
@@ -37,7 +38,6 @@ Attempted = tuple[ReplicaId, Epoch]
 class Replica:
     """One epoch of one replica."""
 
-    entry: control_pb2.DirectoryEntry
     connection: ReplicaConnection
     task: asyncio.Task[None]
     load: replica_pb2.Load
@@ -208,7 +208,6 @@ class Fleet:
             stall_seconds=lambda: replica.stall_seconds(),
         )
         replica = Replica(
-            entry=entry,
             connection=connection,
             task=asyncio.create_task(connection.run()),
             load=entry.load,

@@ -90,7 +90,7 @@ async def serve(
         ledger or MemoryLedger(),
         metrics or RouterMetrics(),
         clock,
-        config.router.max_streams,
+        config.router,
     )
     servicer = health.aio.HealthServicer()
     server = _server(config, service, ModelService(catalogue, fleet), servicer)

@@ -20,6 +20,7 @@ from argosy.v1 import inference_pb2 as api
 from argosy.v1 import inference_pb2_grpc
 from cluster import rpc
 from cluster.clock import Clock
+from cluster.config import RouterConfig
 from cluster.errors import QuotaViolation, Reason, ServiceError
 from cluster.ids import RequestId, new_request_id
 from cluster.prefix import block_keys
@@ -64,14 +65,14 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         ledger: Ledger,
         metrics: RouterMetrics,
         clock: Clock,
-        max_streams: int,
+        limits: RouterConfig,
     ) -> None:
         self._catalogue = catalogue
         self._fleet = fleet
         self._ledger = ledger
         self._metrics = metrics
         self._clock = clock
-        self._max_streams = max_streams
+        self._limits = limits
         self._num_streams = 0
         self._streams: set[LiveStream] = set()
         self._is_draining = False
@@ -108,8 +109,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         """Count one request in."""
         if self._is_draining:
             raise ServiceError(Reason.SHUTTING_DOWN, retry_after=DRAIN_RETRY_SECONDS)
-        if self._num_streams >= self._max_streams:
-            quota = QuotaViolation("router", f"at most {self._max_streams} requests in flight")
+        if self._num_streams >= self._limits.max_streams:
+            quota = QuotaViolation("router", f"at most {self._limits.max_streams} requests in flight")
             raise ServiceError(Reason.OVERLOADED, quotas=(quota,), retry_after=DRAIN_RETRY_SECONDS)
         self._num_streams += 1
         self._metrics.live_streams.set(self._num_streams)
@@ -157,7 +158,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         answer = Answer(spec, request.stop, tokenizer, prompt)
         keys = block_keys(CACHE_DOMAIN, model.revision, prompt, model.block_size)
         deadline = self._clock.monotonic() + rpc.time_left()
-        stream = LiveStream(spec, model.name, keys, self._fleet, self._clock, deadline)
+        stream = LiveStream(spec, model.name, keys, self._fleet, self._clock, deadline, self._limits.coalesce_seconds)
         request_id = RequestId(spec.request_id)
         most = spec.max_tokens * len(spec.choices)
         row = await self._ledger.open(Reservation(request_id, model.name, len(prompt), most))

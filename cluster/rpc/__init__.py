@@ -3,6 +3,11 @@
 Knows no service and no message of ours.
 """
 
+import os
+
+# The C core writes informational lines to stderr by default; it reads this when the first channel or server is made.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
 from cluster.rpc.guard import CallGuard, call_deadline, time_left
 from cluster.rpc.status import abort, service_error_from_status, to_service_error, to_status
 from cluster.rpc.transport import Link, channel, listen, server

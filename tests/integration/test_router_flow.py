@@ -13,7 +13,7 @@ import pytest
 from argosy.v1 import inference_pb2_grpc
 from cluster import rpc
 from cluster.errors import Reason
-from cluster.router.dispatch import WINDOW_TOKENS
+from cluster.router.attempt import WINDOW_TOKENS
 from tests.support.fake_replica import FakeReplica, hashed_tokens
 from tests.support.router_world import MODEL, request, router_world, run_async
 
@@ -186,3 +186,17 @@ async def test_what_does_not_finish_in_the_grace_is_told_to_go_elsewhere(smollm2
             assert error.retry_after == 1.0
         assert world.ledger.settled == 5
         assert world.ledger.open_rows == {}
+
+
+@run_async
+async def test_coalesced_deltas_hold_the_same_answer(smollm2_dir: Path) -> None:
+    ask = request(max_tokens=60, num_choices=2, sampling={"seed": 8})
+    async with router_world(smollm2_dir, replica()) as world:
+        plain = await world.generate(ask)
+    async with router_world(smollm2_dir, replica(), router={"coalesce_seconds": 0.05}) as world:
+        merged = await world.generate(ask)
+    assert len(merged.deltas) < len(plain.deltas) / 3
+    for choice in range(2):
+        assert merged.token_ids(choice) == plain.token_ids(choice)
+        assert merged.text(choice) == plain.text(choice)
+    assert len(merged.deltas[0].token_ids) < 5, "the first token is not held back"

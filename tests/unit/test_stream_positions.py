@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from argosy.internal.v1 import replica_pb2
+from cluster.router.attempt import ReplicaLostError
 from cluster.router.continuation import News, Positions
-from cluster.router.dispatch import ReplicaLostError
 
 
 def delta(first_index: int, token_ids: list[int], choice: int = 0, end: int = 0) -> replica_pb2.TokenDelta:
