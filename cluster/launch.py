@@ -20,7 +20,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 ENGINE_ACTOR = "cluster.replica.actor:EngineActor"
 WORKER_ACTOR = "cluster.worker.actor:WorkerActor"
 CONTROLLER_ACTOR = "cluster.control.actor:ControllerActor"
-"""Entry points by name: `cluster.worker.launcher` imports them in the actor's own process, never in the controller's."""
+"""Entry points by name: `cluster.worker.launcher` imports them in the actor's own process, nobody else does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +74,14 @@ class WorkerSpec:
     """host:port of its engine's step channel."""
     host: str
     """Address of its own node."""
+
+
+def describe(spec: object) -> dict[str, object]:
+    """What heads every log line of the process that this specification starts."""
+    match spec:
+        case WorkerSpec(replica=replica, coordinates=at):
+            return {"replica": replica.replica_id, "epoch": replica.epoch, "stage": at.stage, "rank": at.tp_rank}
+        case EngineSpec(replica=replica):
+            return {"replica": replica.replica_id, "epoch": replica.epoch, "role": "engine"}
+        case _:
+            return {"role": type(spec).__name__.removesuffix("Spec").lower()}

@@ -12,7 +12,6 @@ from argosy.internal.v1 import control_pb2, replica_pb2_grpc
 from cluster import rpc
 from cluster.clock import Clock, SystemClock
 from cluster.launch import EngineAddresses, EngineSpec
-from cluster.logs import configure_logging
 from cluster.replica.engine import Engine
 from cluster.replica.executor import Executor
 from cluster.replica.plan import SchedulerConfig
@@ -57,7 +56,6 @@ class EngineActor:
     async def start(self) -> EngineAddresses:
         """Listen for workers and routers; the epoch begins when every rank is ready."""
         replica = self._spec.replica
-        configure_logging(replica=replica.replica_id, epoch=replica.epoch, role="engine")
         step_channel = await self._executor.start(self._spec.host, self._engine)
         self._server = rpc.server()
         servicer = ReplicaService(self._engine, replica)

@@ -158,7 +158,7 @@ class Executor:
             self._observed.tick(self._clock.monotonic(), HEARTBEAT_SECONDS)
             now = self._now()
             complaints = {
-                coordinates: complaint
+                coordinates: f"{complaint}, at {rank.report.where or rank.report.phase}"
                 for coordinates, rank in self._ranks.items()
                 if (complaint := rank.health.complaint(now, self._predicted_seconds))
             }

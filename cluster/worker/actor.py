@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from cluster.launch import WorkerSpec
-from cluster.logs import configure_logging
 from cluster.worker.bootstrap import Bootstrap, load_shard
 from cluster.worker.channel import EngineChannel
 from cluster.worker.state import WorkerState
@@ -53,6 +52,7 @@ class WorkerActor:
         self._exit = exit_process
         self._state = WorkerState()
         self._channel: EngineChannel | None = None
+        self._failed = False
 
     async def start(self) -> None:
         """Connect to the engine; the rest goes on in the background and shows in the engine's status.
@@ -60,10 +60,6 @@ class WorkerActor:
         Raises:
             OSError: the engine cannot be reached.
         """
-        replica, coordinates = self._spec.replica, self._spec.coordinates
-        configure_logging(
-            replica=replica.replica_id, epoch=replica.epoch, stage=coordinates.stage, rank=coordinates.tp_rank
-        )
         channel = await asyncio.to_thread(EngineChannel.connect, self._spec, self._engine_lost)
         self._channel = channel
         threading.Thread(target=self._live, args=(channel,), name="steps", daemon=True).start()
@@ -84,6 +80,7 @@ class WorkerActor:
             self._work(channel)
         except Exception as error:
             logger.exception("rank failed")
+            self._failed = True
             self._state.fail(f"{type(error).__name__}: {error}")
             channel.try_report(self._state.report())
             self._end(EXIT_FAILED)
@@ -101,9 +98,10 @@ class WorkerActor:
                 channel.answer(output)
 
     def _engine_lost(self, reason: str) -> None:
+        """On the reading thread. The engine hangs up on a rank that has failed: that end has its own code."""
         stopped = self._channel is not None and self._channel.stopped
         logger.log(logging.INFO if stopped else logging.WARNING, "exit: %s", reason)
-        self._end(EXIT_STOPPED if stopped else EXIT_ENGINE_LOST)
+        self._end(EXIT_STOPPED if stopped else EXIT_FAILED if self._failed else EXIT_ENGINE_LOST)
 
     def _end(self, code: int) -> NoReturn:
         self._state.before_exit()

@@ -53,9 +53,9 @@ def load_shard(spec: WorkerSpec, state: WorkerState, wait_rendezvous: Callable[[
     state.enter("loading")
     context = _make_context(spec, state, wait_rendezvous, torch.device(device))
     state.before_exit = context.leave
-    links = TimedLinks(context.links)
+    links, progress = TimedLinks(context.links), context.progress
     context = dataclasses.replace(context, links=links)
-    state.count_progress(lambda: context.progress.value)
+    state.watch_progress(lambda: (progress.value, progress.where))
     options = ShardOptions(
         directory=replica.directory,
         dtype=replica.dtype,
@@ -67,7 +67,7 @@ def load_shard(spec: WorkerSpec, state: WorkerState, wait_rendezvous: Callable[[
     shard = Shard.load(options, context, state.loaded)
     state.enter("warming")
     shard.warm_up()
-    return ShardRunner(shard, context, links)
+    return ShardRunner(shard, links)
 
 
 def namespace(replica: ReplicaSpec) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 import ray
 
 from cluster import launch
+from cluster.logs import configure_logging
 
 ALLOWED_ENTRY_POINTS = frozenset({launch.ENGINE_ACTOR, launch.WORKER_ACTOR, launch.CONTROLLER_ACTOR})
 """Nothing else is ever imported by name, whoever asks."""
@@ -45,6 +46,7 @@ class RoleHost:
         """Build the role from its specification and start it; what its `start` returns."""
         if self._role is not None:
             raise RuntimeError("this actor already has its role")
+        configure_logging(**launch.describe(spec))
         self._role = cast(Role, self._role_class(spec))
         return await self._role.start()
 

@@ -7,16 +7,15 @@ import time
 import torch
 
 from model.batch import Batch, Int32Array, Sampled
-from model.parallel.context import ParallelContext, PipelineLinks
+from model.parallel.context import PipelineLinks
 from model.shard import Shard
 
 
 class ShardRunner:
     """A shard and its links, as the step loop wants them."""
 
-    def __init__(self, shard: Shard, context: ParallelContext, links: TimedLinks) -> None:
+    def __init__(self, shard: Shard, links: TimedLinks) -> None:
         self._shard = shard
-        self._progress = context.progress
         self._links = links
 
     def run(self, batch: Batch) -> Sampled | None:
@@ -27,10 +26,6 @@ class ShardRunner:
 
     def take_feed_back(self, count: int) -> Int32Array:
         return self._links.take_feed_back(count)
-
-    @property
-    def progress(self) -> int:
-        return self._progress.value
 
     @property
     def waited_seconds(self) -> float:

@@ -24,7 +24,7 @@ class WorkerState:
         self._phase: Phase = "starting"
         self._entered = monotonic()
         self._report = step_pb2.WorkerReport(phase="starting")
-        self._progress: Callable[[], int] = lambda: 0
+        self._progress: Callable[[], tuple[int, str]] = lambda: (0, "")
         self.on_change: Callable[[], None] = lambda: None
         """Called when something moved that the engine should hear of at once."""
         self.before_exit: Callable[[], None] = lambda: None
@@ -61,8 +61,8 @@ class WorkerState:
             self._report.rendezvous_address = address
         self.on_change()
 
-    def count_progress(self, progress: Callable[[], int]) -> None:
-        """Read the collectives' counter from `progress` from now on."""
+    def watch_progress(self, progress: Callable[[], tuple[int, str]]) -> None:
+        """Read from `progress` how many collectives and layers have passed, and what is going on."""
         self._progress = progress
 
     def report(self) -> step_pb2.WorkerReport:
@@ -70,5 +70,6 @@ class WorkerState:
         with self._lock:
             report = step_pb2.WorkerReport()
             report.CopyFrom(self._report)
-        report.progress = self._progress() + report.step
+        passed, report.where = self._progress()
+        report.progress = passed + report.step
         return report

@@ -34,11 +34,6 @@ class Runner(Protocol):
         ...
 
     @property
-    def progress(self) -> int:
-        """Collectives and hand-overs passed: moves while a step moves."""
-        ...
-
-    @property
     def waited_seconds(self) -> float:
         """Seconds spent waiting for earlier stages, since start."""
         ...

@@ -20,23 +20,25 @@ from cluster.worker.state import WorkerState
 from model.batch import Batch, Sampled, SamplingRow, TokenLogprobs
 from model.config import ModelConfig
 
-POISON_TOKEN = 666
-"""A pass that reads this token kills its process, as a native crash would."""
+POISON_TOKEN = 998
+"""A pass that reads this token kills its process, as a native crash would. Never generated."""
 
 
-def next_token(context: Sequence[int], seed: int, choice: int, position: int, vocab_size: int) -> int:
+HANGING_TOKEN = 999
+"""A pass that reads this token never ends, although its process is well. Never generated."""
+
+
+def next_token(context: Sequence[int], seed: int, choice: int, position: int) -> int:
     """What the fake answers to a context."""
-    text = f"{seed} {choice} {position} " + " ".join(map(str, context))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "little") % vocab_size
+    seen = np.array([seed, choice, position, *context], np.int64).tobytes()
+    return int.from_bytes(hashlib.blake2b(seen, digest_size=4).digest(), "little") % POISON_TOKEN
 
 
-def answer(
-    prompt: Sequence[int], num_tokens: int, *, seed: int = 0, choice: int = 0, vocab_size: int = 1000
-) -> list[int]:
+def answer(prompt: Sequence[int], num_tokens: int, *, seed: int = 0, choice: int = 0) -> list[int]:
     """The tokens that a request must get, from the definition alone."""
     tokens: list[int] = []
     for position in range(num_tokens):
-        tokens.append(next_token([*prompt, *tokens], seed, choice, position, vocab_size))
+        tokens.append(next_token([*prompt, *tokens], seed, choice, position))
     return tokens
 
 
@@ -47,7 +49,6 @@ class PagedFake:
         replica = spec.replica
         self._block_size = replica.engine.block_size
         self._memory = np.full((replica.num_blocks, self._block_size), -1, np.int64)
-        self._vocab_size = ModelConfig.from_checkpoint(replica.directory).vocab_size
         self._is_first = spec.coordinates.stage == 0
         self._is_last = spec.coordinates.stage == replica.dims.pp - 1
         self._links = links
@@ -63,6 +64,8 @@ class PagedFake:
         tokens = batch.token_ids if self._is_first else self._receive(batch.num_tokens)
         if POISON_TOKEN in tokens:
             os.kill(os.getpid(), signal.SIGKILL)
+        if HANGING_TOKEN in tokens:
+            time.sleep(1000)
         rows = np.repeat(np.arange(batch.num_rows), np.diff(batch.query_starts))
         blocks = batch.block_tables[rows, batch.positions // self._block_size]
         self._memory[blocks, batch.positions % self._block_size] = tokens
@@ -83,7 +86,7 @@ class PagedFake:
     def _draw(self, batch: Batch, row: SamplingRow) -> int:
         length = int(batch.context_lengths[row.row])
         context = self._memory[batch.block_tables[row.row]].reshape(-1)[:length].tolist()
-        return next_token(context, row.params.seed, row.choice, row.position, self._vocab_size)
+        return next_token(context, row.params.seed, row.choice, row.position)
 
     def _send(self, tokens: np.ndarray) -> None:
         import torch
@@ -115,5 +118,5 @@ def load_fake(
         state.before_exit = context.leave
         links = context.links
     runner = PagedFake(spec, links, pass_seconds)
-    state.count_progress(lambda: runner.progress)
+    state.watch_progress(lambda: (runner.progress, "pretend"))
     return runner

@@ -85,18 +85,18 @@ class Replica:
     async def status(self) -> control_pb2.ReplicaStatus:
         return control_pb2.ReplicaStatus.FromString(await self.engine.status())
 
-    async def wait_for(self, state: control_pb2.ReplicaState, timeout: float = 120.0) -> control_pb2.ReplicaStatus:
+    async def wait_for(self, state: control_pb2.ReplicaState, within: float = 120.0) -> control_pb2.ReplicaStatus:
         """The status once the replica is in `state`."""
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(within):
             while (status := await self.status()).state != state:
                 failed = control_pb2.REPLICA_STATE_FAILED
                 assert status.state != failed, status.reason
                 await asyncio.sleep(0.02)
         return status
 
-    async def exit_codes(self, timeout: float = 30.0) -> list[int]:
+    async def exit_codes(self, within: float = 30.0) -> list[int]:
         """The workers' exit codes, by world rank, once all have ended."""
-        return [await asyncio.to_thread(worker.wait, timeout) for worker in self.workers]
+        return [await asyncio.to_thread(worker.wait, within) for worker in self.workers]
 
 
 def start_worker(spec: ReplicaSpec, world_rank: int, step_channel: str, *arguments: str) -> subprocess.Popen[bytes]:
@@ -149,12 +149,14 @@ def _replace(spec: ReplicaSpec, **changes: object) -> ReplicaSpec:
 
 
 @asynccontextmanager
-async def running_replica(spec: ReplicaSpec, *worker_arguments: str, ready: bool = True) -> AsyncIterator[Replica]:
+async def running_replica(
+    spec: ReplicaSpec, *worker_arguments: str, ready: bool = True, workers: bool = True
+) -> AsyncIterator[Replica]:
     """Start engine and workers; on leaving, stop the engine and make sure that no worker is left."""
     engine = EngineActor(EngineSpec(replica=spec, host=HOST))
     replica = Replica(spec, engine, await engine.start())
     try:
-        for world_rank in range(spec.dims.world_size):
+        for world_rank in range(spec.dims.world_size if workers else 0):
             worker = start_worker(spec, world_rank, replica.addresses.step_channel, *worker_arguments)
             replica.workers.append(worker)
         if ready:

@@ -12,6 +12,8 @@ import threading
 from support.paged_fake import load_fake
 from support.replicas import worker_spec
 
+from cluster.launch import describe
+from cluster.logs import configure_logging
 from cluster.worker.actor import WorkerActor
 from cluster.worker.bootstrap import load_shard
 
@@ -22,7 +24,9 @@ def main() -> None:
     arguments = parser.parse_args()
     fake = functools.partial(load_fake, pass_seconds=arguments.fake)
     bootstrap = load_shard if arguments.fake is None else fake
-    actor = WorkerActor(worker_spec(json.loads(os.environ["WORKER_SPEC"])), bootstrap=bootstrap)
+    spec = worker_spec(json.loads(os.environ["WORKER_SPEC"]))
+    configure_logging(**describe(spec))
+    actor = WorkerActor(spec, bootstrap=bootstrap)
     asyncio.run(actor.start())
     threading.Event().wait()  # the actor's own threads end the process
 

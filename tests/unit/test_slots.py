@@ -1,4 +1,4 @@
-"""Worker slots against a model of them that is written the slow way, and the order in which fed back tokens are taken."""
+"""Worker slots step by step, and the order in which fed back tokens are taken."""
 
 from __future__ import annotations
 

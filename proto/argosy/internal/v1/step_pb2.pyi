@@ -34,7 +34,7 @@ class WorkerHello(_message.Message):
     def __init__(self, secret: _Optional[bytes] = ..., epoch: _Optional[int] = ..., stage: _Optional[int] = ..., tensor_rank: _Optional[int] = ..., pid: _Optional[int] = ..., node: _Optional[str] = ...) -> None: ...
 
 class WorkerReport(_message.Message):
-    __slots__ = ("phase", "loaded_bytes", "total_bytes", "step", "phase_seconds", "failure", "progress", "rendezvous_address")
+    __slots__ = ("phase", "loaded_bytes", "total_bytes", "step", "phase_seconds", "failure", "progress", "rendezvous_address", "where")
     class PhaseSecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -50,6 +50,7 @@ class WorkerReport(_message.Message):
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     RENDEZVOUS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    WHERE_FIELD_NUMBER: _ClassVar[int]
     phase: str
     loaded_bytes: int
     total_bytes: int
@@ -58,7 +59,8 @@ class WorkerReport(_message.Message):
     failure: str
     progress: int
     rendezvous_address: str
-    def __init__(self, phase: _Optional[str] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., step: _Optional[int] = ..., phase_seconds: _Optional[_Mapping[str, float]] = ..., failure: _Optional[str] = ..., progress: _Optional[int] = ..., rendezvous_address: _Optional[str] = ...) -> None: ...
+    where: str
+    def __init__(self, phase: _Optional[str] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., step: _Optional[int] = ..., phase_seconds: _Optional[_Mapping[str, float]] = ..., failure: _Optional[str] = ..., progress: _Optional[int] = ..., rendezvous_address: _Optional[str] = ..., where: _Optional[str] = ...) -> None: ...
 
 class EngineMessage(_message.Message):
     __slots__ = ("step", "stop", "rendezvous")
