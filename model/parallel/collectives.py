@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Literal
 
@@ -93,11 +94,10 @@ def make_context(
         CollectiveError: a peer did not come, or `kind` cannot work here.
     """
     progress = progress or ProgressCounter()
-    dims, coordinates = shard.dims, shard.coordinates
     kind, reason = supported_kind(kind)
     if reason:
         _log.warning("%s", reason)
-    if dims.world_size == 1:
+    if shard.dims.world_size == 1:
         return single_rank_context(shard, progress)
     progress.bump("rendezvous")
     if kind == "shared_memory":
@@ -105,32 +105,40 @@ def make_context(
     if store is None:
         raise CollectiveError(f"{kind} needs a store to meet at ({reason or 'none was given'})")
     store = PrefixStore(namespace, store)
-    world_rank = coordinates.stage * dims.tp + coordinates.tp_rank
-    if kind == "nccl" and shares_device(store, world_rank, dims.world_size, device):
+    world_rank = shard.coordinates.stage * shard.dims.tp + shard.coordinates.tp_rank
+    if kind == "nccl" and shares_device(store, world_rank, shard.dims.world_size, device):
         kind = "gloo"
         _log.warning("two ranks share a GPU, which NCCL does not allow; using gloo")
 
-    def backend(kind: Literal["gloo", "nccl"], axis: str, rank: int, size: int) -> Backend:
+    def meet(kind: Literal["gloo", "nccl"], axis: str, rank: int, size: int) -> Backend:
         meeting = PrefixStore(f"{kind}/{axis}", store)
         return open_backend(kind, meeting, rank, size, host=host, timeout_seconds=timeout_seconds)
 
+    return _over_process_groups(kind, shard, meet, device, timeout_seconds, progress)
+
+
+def _over_process_groups(
+    kind: Literal["gloo", "nccl"],
+    shard: RankShard,
+    meet: Callable[[Literal["gloo", "nccl"], str, int, int], Backend],
+    device: torch.device,
+    timeout_seconds: float,
+    progress: ProgressCounter,
+) -> ParallelContext:
+    dims, stage, tp_rank = shard.dims, shard.coordinates.stage, shard.coordinates.tp_rank
     group: TensorGroup = SingleRankGroup()
     links: PipelineLinks = SingleStageLinks()
     if dims.tp > 1:
-        tensor_backend = backend(kind, f"stage{coordinates.stage}", coordinates.tp_rank, dims.tp)
-        group = ProcessGroupTensorGroup(tensor_backend, coordinates.tp_rank, dims.tp, progress)
+        group = ProcessGroupTensorGroup(meet(kind, f"stage{stage}", tp_rank, dims.tp), tp_rank, dims.tp, progress)
     if dims.pp > 1:
-        axis = f"rank{coordinates.tp_rank}"
-        tokens = backend("gloo", axis, coordinates.stage, dims.pp)
-        hidden = tokens if kind == "gloo" else backend("nccl", axis, coordinates.stage, dims.pp)
-        wire_device = torch.device("cpu") if kind == "gloo" else device
+        tokens = meet("gloo", f"rank{tp_rank}", stage, dims.pp)
         links = ProcessGroupLinks(
-            hidden,
+            tokens if kind == "gloo" else meet("nccl", f"rank{tp_rank}", stage, dims.pp),
             tokens,
-            coordinates.stage,
+            stage,
             dims.pp,
             device=device,
-            wire_device=wire_device,
+            wire_device=torch.device("cpu") if kind == "gloo" else device,
             timeout_seconds=timeout_seconds,
             progress=progress,
         )

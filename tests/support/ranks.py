@@ -121,6 +121,7 @@ def _rank_main(
 
     torch.set_num_threads(1)
     store = None
+    outcome: tuple[Any, str | None]
     world_rank = shard.coordinates.stage * shard.dims.tp + shard.coordinates.tp_rank
     if kind != "shared_memory" and shard.dims.world_size > 1:
         if world_rank == 0:
