@@ -14,7 +14,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from argosy.v1 import inference_pb2 as api
-from argosy.v1 import inference_pb2_grpc, models_pb2_grpc
+from argosy.v1 import inference_pb2_grpc, models_pb2, models_pb2_grpc
 from cluster import rpc
 from cluster.config import parse_config
 from cluster.router.main import serve
@@ -92,6 +92,13 @@ class World:
         """One sample, 0 if there is none."""
         return self.metrics.registry.get_sample_value(name, labels) or 0.0
 
+    async def until_ready(self, replicas: int) -> None:
+        """Wait until the router can use so many replicas."""
+        ask = models_pb2.GetModelRequest(model=MODEL)
+        async with asyncio.timeout(20.0):
+            while (await self.models.GetModel(ask, timeout=5)).model.ready_replicas != replicas:
+                await asyncio.sleep(0.02)
+
     async def health(self, service: str) -> int:
         """Its state as `grpc.health.v1` gives it."""
         ask = health_pb2.HealthCheckRequest(service=service)
@@ -100,13 +107,13 @@ class World:
     async def until_health(self, service: str, status: int) -> None:
         """Wait for a state."""
         async with asyncio.timeout(20.0):
-            while await self.health(service) != status:  # noqa: ASYNC110 (the state is in another process's hands)
+            while await self.health(service) != status:
                 await asyncio.sleep(0.05)
 
     async def until(self, condition: Callable[[], bool], timeout_seconds: float = 20.0) -> None:
         """Wait for something to become true."""
         async with asyncio.timeout(timeout_seconds):
-            while not condition():  # noqa: ASYNC110 (tests look at plain attributes)
+            while not condition():
                 await asyncio.sleep(0.01)
 
 
