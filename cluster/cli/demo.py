@@ -64,9 +64,7 @@ def command(prompt: str, file: Path, max_tokens: int, temperature: float) -> Non
     checked_age = process_age()
     try:
         with Region(config) as region:
-            region.start_router()
-            region.start_ray()
-            region.start_controller()
+            region.start(screen)
             controller_age = process_age()
             status = wait_until_ready(region, console(stderr=True), attempts=1)
             ready_age = process_age()

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from rich.console import Console
 
 from argosy.internal.v1 import control_pb2, control_pb2_grpc
 from cluster.cli import ray_session
@@ -75,28 +76,26 @@ class Region:
     def router_log(self) -> Path:
         return self.directory / "router.log"
 
-    def start_router(self) -> None:
-        """Start the router process; it needs nothing of the rest to come up."""
+    def _start_router(self) -> None:
         resolved = self.directory / "argosy.json"
         resolved.write_text(self.config.model_dump_json(indent=2))
         self._router = RouterProcess(resolved, self.router_log)
         self._router.start()
 
-    def start_ray(self) -> None:
-        """Start or join Ray.
+    def start(self, console: Console) -> None:
+        """Start the router, Ray and the controller, which starts the replicas; returns before any of those is ready.
 
         Raises:
-            ConfigurationError: the named cluster cannot be joined.
+            ConfigurationError: the named Ray cluster cannot be joined, or the controller cannot start.
             StoppedError: a signal came.
         """
-        with self._timed("Ray"):
+        self._start_router()
+        with self._timed("Ray"), console.status("Starting Ray"):
             ray_session.start_ray(self.config, self.directory)
+        # Ray has taken SIGTERM for itself.
         self.stop_request.install()
         self._check_stop()
-
-    def start_controller(self) -> None:
-        """Start the controller, which starts the replicas."""
-        with self._timed("controller"):
+        with self._timed("controller"), console.status("Starting the controller"):
             self._controller = ray_session.start_controller(self.config)
         self._check_stop()
 
@@ -136,18 +135,20 @@ class Region:
 
     def end(self, *, drain_seconds: float) -> None:
         """End everything: the router once its answers are out or the time is up, then replicas, controller and Ray."""
-        if self._router is not None:
-            self._router.end(drain_seconds + GRACE_SECONDS)
-            self._router = None
-        if self._controller is not None:
-            ray_session.stop_controller(self._controller, GRACE_SECONDS)
-            self._controller = None
+        with contextlib.ExitStack() as steps:
+            # Last in, first out; each runs whatever becomes of those before it.
+            steps.callback(kill_descendants, grace=0.5)
+            steps.callback(ray_session.stop_ray)
+            steps.callback(self._close_client)
+            if self._controller is not None:
+                steps.callback(ray_session.stop_controller, self._controller, GRACE_SECONDS)
+            if self._router is not None:
+                steps.callback(self._router.end, drain_seconds + GRACE_SECONDS)
+
+    def _close_client(self) -> None:
         if self._status_channel is not None:
             self._runner.run(self._status_channel.close())
-            self._status_channel = None
         self._runner.close()
-        ray_session.stop_ray()
-        kill_descendants(grace=0.5)
 
     async def _until_stopped(self, work: Coroutine[Any, Any, _Result]) -> _Result:
         task = asyncio.ensure_future(work)

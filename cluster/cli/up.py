@@ -49,19 +49,18 @@ def command(file: Path, check: bool) -> None:
     if check:
         screen.print(f"{file}: fine")
         return
-    with Region(config) as region:
-        try:
+    region = Region(config)
+    try:
+        with region:
             screen.print(f"Starting; logs are in {region.directory}")
-            region.start_router()
-            region.start_ray()
-            region.start_controller()
+            region.start(screen)
             wait_until_ready(region, console(stderr=True), attempts=START_ATTEMPTS)
-        except StoppedError:
-            screen.print("Stopping before everything was up")
-            click.get_current_context().exit(128 + region.stop_request.signal)
-        _greet(screen, region)
-        _stay(screen, region)
-        screen.print("Stopping once running answers are out; a second Ctrl-C stops at once")
+            _greet(screen, region)
+            _stay(screen, region)
+            screen.print("Stopping once running answers are out; a second Ctrl-C stops at once")
+    except StoppedError:
+        screen.print("Stopped before everything was up")
+        click.get_current_context().exit(128 + region.stop_request.signal)
     screen.print("Stopped")
 
 
