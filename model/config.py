@@ -1,6 +1,6 @@
 """A checkpoint's shape, read from its config.json. Knows names and numbers, no tensors, no torch.
 
-Architecture-specific keys are parsed by `from_checkpoint`; the rest of the code reads only these fields.
+Keys that mean something in one family only are read in `model.config_families`; all else reads these fields.
 """
 
 from __future__ import annotations
@@ -10,19 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM",)
+from model.config_families import FAMILIES, common_fields
+from model.config_parts import ExpertsConfig as ExpertsConfig
+from model.config_parts import LatentConfig as LatentConfig
+from model.config_parts import Quantisation as Quantisation
+from model.config_parts import RopeConfig as RopeConfig
+from model.config_parts import UnsupportedModelError as UnsupportedModelError
 
-
-class UnsupportedModelError(ValueError):
-    """The checkpoint cannot be served; the message names what is unsupported and what is supported."""
-
-
-@dataclass(frozen=True)
-class RopeConfig:
-    """Rotary position embedding (Su et al., 2021)."""
-
-    theta: float = 10_000.0
-    scaling: dict[str, Any] | None = None
+SUPPORTED_ARCHITECTURES = tuple(FAMILIES)
 
 
 @dataclass(frozen=True)
@@ -46,6 +41,25 @@ class ModelConfig:
     hidden_act: str = "silu"
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    attention_scale: float | None = None
+    """Factor of attention scores; None: head_dim ** -0.5."""
+    windows: tuple[int, ...] = ()
+    """Keys that a query sees in each layer, 0: all before it. Empty: all, in every layer."""
+    local_rope: RopeConfig | None = None
+    """Rotary embedding of the layers with a window, where it is another one."""
+    swiglu_limit: float = 0.0
+    """gpt-oss: where gate and up projections are clamped."""
+    experts: ExpertsConfig | None = None
+    latent: LatentConfig | None = None
+    quantisation: Quantisation | None = None
+
+    def window(self, layer: int) -> int:
+        """Keys that a query sees in that layer; 0: all before it."""
+        return self.windows[layer] if self.windows else 0
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether the layer has experts."""
+        return self.experts is not None and layer not in self.experts.dense_layers
 
     @classmethod
     def from_checkpoint(cls, directory: Path) -> ModelConfig:
@@ -62,6 +76,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any], generation: dict[str, Any] | None = None) -> ModelConfig:
+        """As `from_checkpoint`, from the files' contents."""
         if "auto_map" in raw:
             raise UnsupportedModelError("config.json has auto_map: the model needs remote code, which is never run")
         architectures = raw.get("architectures") or []
@@ -69,30 +84,5 @@ class ModelConfig:
         if architecture not in SUPPORTED_ARCHITECTURES:
             known = ", ".join(SUPPORTED_ARCHITECTURES)
             raise UnsupportedModelError(f"architecture {architecture!r} is not served; supported: {known}")
-        num_heads = int(raw["num_attention_heads"])
-        eos = (generation or {}).get("eos_token_id", raw.get("eos_token_id"))
-        # transformers 5 writes rope_parameters; earlier versions rope_theta and rope_scaling.
-        rope_parameters = raw.get("rope_parameters") or {}
-        theta = rope_parameters.get("rope_theta", raw.get("rope_theta", 10_000.0))
-        scaling = raw.get("rope_scaling") or ({**rope_parameters} if rope_parameters else None)
-        if scaling is not None and scaling.get("rope_type", scaling.get("type", "default")) == "default":
-            scaling = None
-        return cls(
-            architecture=architecture,
-            vocab_size=int(raw["vocab_size"]),
-            hidden_size=int(raw["hidden_size"]),
-            intermediate_size=int(raw["intermediate_size"]),
-            num_layers=int(raw["num_hidden_layers"]),
-            num_heads=num_heads,
-            num_kv_heads=int(raw.get("num_key_value_heads") or num_heads),
-            head_dim=int(raw.get("head_dim") or raw["hidden_size"] // num_heads),
-            context_length=int(raw["max_position_embeddings"]),
-            rms_norm_eps=float(raw["rms_norm_eps"]),
-            rope=RopeConfig(theta=float(theta), scaling=scaling),
-            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-            attention_bias=bool(raw.get("attention_bias", False)),
-            mlp_bias=bool(raw.get("mlp_bias", False)),
-            hidden_act=str(raw.get("hidden_act", "silu")),
-            bos_token_id=raw.get("bos_token_id"),
-            eos_token_ids=tuple(eos) if isinstance(eos, list) else (() if eos is None else (int(eos),)),
-        )
+        fields = common_fields(raw, generation or {})
+        return cls(**(fields | FAMILIES[architecture](raw, fields)))

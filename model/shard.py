@@ -24,7 +24,7 @@ from model.sampler import Sampler
 from model.sampling_params import SamplingParams
 from model.stage import Stage
 from model.weights.loader import load_stage_weights
-from model.weights.shard_spec import spec_for
+from model.weights.tables import spec_for
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

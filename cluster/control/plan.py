@@ -14,7 +14,8 @@ from cluster.ids import Epoch, ModelName, RegionId, ReplicaId
 from cluster.launch import CollectivesKind, Device, Dtype, ReplicaSpec
 from model.config import ModelConfig, UnsupportedModelError
 from model.parallel.dims import ParallelDims
-from model.parallel.partition import PartitionError, RankShard, kv_block_bytes, partition, weight_bytes
+from model.parallel.partition import PartitionError, RankShard, kv_block_bytes, partition
+from model.weights.tables import weight_bytes
 
 BYTES_PER_ELEMENT: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -146,6 +147,13 @@ def plan_region(config: ArgosyConfig, nodes: Sequence[Node]) -> list[ReplicaPlan
         free = take(free, plan.placement, plan.dims, plan.device)
         plans.append(plan)
     return plans
+
+
+def settled(config: ArgosyConfig, plans: Sequence[ReplicaPlan]) -> ArgosyConfig:
+    """The configuration with what the plans decided, so that routers and replicas agree on it."""
+    decided = {plan.model: {"device": plan.device, "context_length": plan.context_length} for plan in plans}
+    models = tuple(model.model_copy(update=decided.get(ModelName(model.name), {})) for model in config.models)
+    return config.model_copy(update={"models": models})
 
 
 def plan_replica(wanted: WantedReplica, free: Sequence[Node], num_ranks: int) -> ReplicaPlan:

@@ -167,11 +167,11 @@ def _reciprocal_of_total(state: int, sinks: int, head: int) -> float:
     """What the weighted values are multiplied by; `head` counts the rank's query heads."""
     largest, total = float32_at(state, 0), float32_at(state, 1)
     if sinks == 0:
-        return np.float32(1.0) / total
+        return float(np.float32(1.0) / total)
     sink = float32_at(sinks, head)
     top = max(largest, sink)
     scale, extra = lane(exp(splat(np.float32(largest - top))), 0), lane(exp(splat(np.float32(sink - top))), 0)
-    return scale / (total * scale + extra)
+    return float(scale / (total * scale + extra))
 
 
 @kernel

@@ -1,4 +1,4 @@
-"""Which layers, heads, MLP columns and vocabulary rows each rank of a replica holds. Only numbers: no torch, no device.
+"""Which layers, heads, MLP columns, experts and vocabulary rows each rank holds. Only numbers: no torch, no device.
 
 Sizes need not divide. While there are at most as many tensor ranks as KV heads, whole KV groups are dealt out. Beyond
 that, query heads are cut into contiguous runs, a rank holds every KV head its run reads (so one KV head may live on
@@ -34,6 +34,21 @@ class Span:
         return self.end - self.start
 
 
+NOTHING = Span(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertShard:
+    """What one rank holds of each layer's experts; nothing where the model has none."""
+
+    experts: Span = NOTHING
+    """Experts of this rank's group on the expert axis."""
+    intermediate: Span = NOTHING
+    """Columns of each of them."""
+    shared_intermediate: Span = NOTHING
+    """Columns of the shared expert, which is cut over all tensor ranks."""
+
+
 @dataclass(frozen=True, slots=True)
 class HeadShard:
     """The attention heads of one rank. Local query head `i` (its *slot*) reads local KV head `i // group_size`."""
@@ -60,6 +75,7 @@ class RankShard:
     """Columns of the MLP's inner dimension."""
     vocab: Span
     """Rows of the embedding and of the head."""
+    experts: ExpertShard = ExpertShard()
 
     @property
     def is_first_stage(self) -> bool:
@@ -74,9 +90,14 @@ class RankShard:
 class StageCosts:
     """Time of each part of one pass, in any one unit: what the pipeline is balanced by."""
 
-    layer: float
+    layer: float | Sequence[float]
+    """One number a layer, or the same for all."""
     embedding: float
     head: float
+
+    def layers(self, start: int, end: int) -> float:
+        """Time of layers [start, end)."""
+        return sum(self.layer[start:end]) if isinstance(self.layer, Sequence) else self.layer * (end - start)
 
 
 def modelled_costs(config: ModelConfig) -> StageCosts:
@@ -84,8 +105,9 @@ def modelled_costs(config: ModelConfig) -> StageCosts:
 
     The embedding counts as the one row it copies. Pass measured `StageCosts` to `partition` where there are some.
     """
+    layers = [float(active_layer_elements(config, layer)) for layer in range(config.num_layers)]
     return StageCosts(
-        layer=float(_layer_elements(config, config.num_heads, config.num_kv_heads, config.intermediate_size)),
+        layer=layers if len(set(layers)) > 1 else layers[0],
         embedding=float(config.hidden_size),
         head=float(config.vocab_size * config.hidden_size),
     )
@@ -111,6 +133,7 @@ def partition(
     """
     if dims.tp < 1 or dims.pp < 1:
         raise PartitionError(f"tp={dims.tp}, pp={dims.pp}: both must be at least 1")
+    _check_expert_axis(config, dims)
     if quantum < 1:
         raise PartitionError(f"quantum={quantum}: must be at least 1")
     speeds = _checked_weights(weights, dims)
@@ -120,11 +143,37 @@ def partition(
         heads = split_heads(config.num_heads, config.num_kv_heads, stage_speeds)
         intermediate = split_dim("intermediate_size", config.intermediate_size, stage_speeds, quantum)
         vocab = split_dim("vocab_size", config.vocab_size, stage_speeds, quantum)
+        experts = split_experts(config, dims, stage_speeds, quantum)
         shards.extend(
-            RankShard(RankCoordinates(stage, rank), dims, layers, heads[rank], intermediate[rank], vocab[rank])
+            RankShard(
+                RankCoordinates(stage, rank), dims, layers, heads[rank], intermediate[rank], vocab[rank], experts[rank]
+            )
             for rank in range(dims.tp)
         )
     return tuple(shards)
+
+
+def split_experts(
+    config: ModelConfig, dims: ParallelDims, weights: Sequence[float], quantum: int = 1
+) -> tuple[ExpertShard, ...]:
+    """Deal experts to the groups of the expert axis, then each group's columns to its ranks.
+
+    Raises:
+        PartitionError: fewer experts than groups, or fewer columns than ranks.
+    """
+    if config.experts is None:
+        return (ExpertShard(),) * dims.tp
+    size, shared_size = dims.expert_group_size, config.experts.shared_intermediate_size
+    groups = [weights[start : start + size] for start in range(0, dims.tp, size)]
+    experts = split_dim("num_experts", config.experts.num_experts, [sum(group) for group in groups])
+    # Scales of groups along an expert's inputs must not be cut.
+    unit = math.lcm(quantum, 32 if config.quantisation and config.quantisation.method == "mxfp4" else 1)
+    inner = config.experts.intermediate_size
+    columns = [span for group in groups for span in split_dim("expert intermediate_size", inner, group, unit)]
+    shared = (
+        split_dim("shared intermediate_size", shared_size, weights, quantum) if shared_size else (NOTHING,) * dims.tp
+    )
+    return tuple(ExpertShard(experts[rank // size], columns[rank], shared[rank]) for rank in range(dims.tp))
 
 
 def split_dim(name: str, size: int, weights: Sequence[float], quantum: int = 1) -> tuple[Span, ...]:
@@ -167,34 +216,43 @@ def split_heads(num_heads: int, num_kv_heads: int, weights: Sequence[float]) -> 
     return tuple(_head_shard(start, end, group) for start, end in itertools.pairwise(cuts))
 
 
-def weight_bytes(config: ModelConfig, shard: RankShard, bytes_per_element: float) -> int:
-    """Bytes of this rank's weights, padding included. `bytes_per_element` may be fractional (block-quantised)."""
-    per_layer = _layer_elements(config, len(shard.heads.slots), shard.heads.kv_heads.size, shard.intermediate.size)
-    elements = shard.layers.size * per_layer
-    embedding = shard.vocab.size * config.hidden_size
-    if shard.is_first_stage:
-        elements += embedding
-    if shard.is_last_stage:
-        elements += config.hidden_size  # final norm
-        # A tied head is the embedding itself, unless the embedding is on another rank.
-        elements += 0 if config.tie_word_embeddings and shard.is_first_stage else embedding
-    return math.ceil(elements * bytes_per_element)
-
-
 def kv_block_bytes(config: ModelConfig, shard: RankShard, block_size: int, bytes_per_element: float) -> int:
-    """Bytes that one block of `block_size` tokens' keys and values takes on this rank, over all its layers."""
-    elements = 2 * shard.layers.size * shard.heads.kv_heads.size * config.head_dim * block_size
-    return math.ceil(elements * bytes_per_element)
+    """Bytes that one block of `block_size` tokens' keys and values takes on this rank, over all its layers.
+
+    Every rank keeps a whole latent (twice on CPU: in the order of keys and in that of values).
+    """
+    if config.latent is not None:
+        per_token = 2 * config.latent.cached_size
+    else:
+        per_token = 2 * shard.heads.kv_heads.size * config.head_dim
+    return math.ceil(per_token * shard.layers.size * block_size * bytes_per_element)
 
 
-def _layer_elements(config: ModelConfig, query_heads: int, kv_heads: int, intermediate: int) -> int:
-    """Weights of one layer with that many heads and MLP columns, norms and biases included."""
-    query_rows, kv_rows = query_heads * config.head_dim, kv_heads * config.head_dim
-    attention = config.hidden_size * (2 * query_rows + 2 * kv_rows)
-    mlp = 3 * config.hidden_size * intermediate
-    attention_bias = query_rows + 2 * kv_rows + config.hidden_size if config.attention_bias else 0
-    mlp_bias = 2 * intermediate + config.hidden_size if config.mlp_bias else 0
-    return attention + mlp + attention_bias + mlp_bias + 2 * config.hidden_size
+def active_layer_elements(config: ModelConfig, layer: int) -> int:
+    """Weights of one layer that one token uses: of the experts, those that it is sent to. Norms and biases left out."""
+    hidden, latent, experts = config.hidden_size, config.latent, config.experts
+    if latent is None:
+        attention = 2 * hidden * config.head_dim * (config.num_heads + config.num_kv_heads)
+    else:
+        queries = config.num_heads * (latent.nope_head_dim + latent.rope_head_dim)
+        key_values = config.num_heads * (latent.nope_head_dim + latent.value_head_dim)
+        rank = latent.query_rank
+        attention = hidden * queries if rank is None else rank * (hidden + queries)
+        attention += hidden * latent.cached_size + latent.rank * key_values
+        attention += hidden * config.num_heads * latent.value_head_dim
+    if experts is None or not config.is_sparse(layer):
+        return attention + 3 * hidden * config.intermediate_size
+    inner = experts.top_k * experts.intermediate_size + experts.shared_intermediate_size
+    return attention + hidden * (3 * inner + experts.num_experts)
+
+
+def _check_expert_axis(config: ModelConfig, dims: ParallelDims) -> None:
+    if dims.ep == 1:
+        return
+    if config.experts is None:
+        raise PartitionError(f"ep={dims.ep}, but {config.architecture} has no experts; use ep = 1")
+    if dims.ep < 1 or dims.tp % dims.ep:
+        raise PartitionError(f"ep={dims.ep} does not divide tp={dims.tp}: expert groups are made of tensor ranks")
 
 
 def _checked_weights(weights: Sequence[float] | None, dims: ParallelDims) -> list[list[float]]:
@@ -216,7 +274,7 @@ def _split_layers(config: ModelConfig, speeds: Sequence[float], costs: StageCost
 
     def stage_time(stage: int, start: int, end: int) -> float:
         ends = costs.embedding * (start == 0) + costs.head * (end == config.num_layers)
-        return (costs.layer * (end - start) + ends) / speeds[stage]
+        return (costs.layers(start, end) + ends) / speeds[stage]
 
     cuts = _balanced_cuts(config.num_layers, len(speeds), stage_time)
     return tuple(Span(start, end) for start, end in itertools.pairwise(cuts))

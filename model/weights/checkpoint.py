@@ -15,11 +15,13 @@ from typing import Any
 
 from model.config import ModelConfig
 from model.weights.safety import PICKLED_SUFFIXES
-from model.weights.shard_spec import ShardSpec, spec_for
+from model.weights.shard_spec import ShardSpec
+from model.weights.tables import spec_for
 
 _MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
-_SERVED_DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_SERVED_DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "U8": 1}
+"""Bytes of an element."""
 _SHOWN = 4  # tensor names in a message
 
 
@@ -73,23 +75,22 @@ def match_spec(tensors: Mapping[str, StoredTensor], spec: ShardSpec, config: Mod
     missing = [name for name in expected if name not in tensors]
     if missing:
         raise WeightsError(f"{_listed(missing)} missing from the checkpoint; pull the model anew")
-    left_over = [name for name in tensors if name not in expected and not spec.ignores(name, config)]
+    left_over = [name for name in tensors if name not in expected and not spec.ignores(name)]
     if left_over:
         raise WeightsError(
             f"{_listed(left_over)} left over: {config.architecture} has no such weights; "
             "config.json is of another model, or the checkpoint is (merge adapters into the weights first)"
         )
+    rules = spec.checkpoint_tensors(config)
     for name, shape in expected.items():
-        tensor = tensors[name]
+        tensor, served = tensors[name], rules[name].stored_as
         if tensor.shape != shape:
             raise WeightsError(
                 f"tensor {name} in {tensor.file.name} is {list(tensor.shape)}, config.json makes it {list(shape)}; "
                 "they are of different models"
             )
-        if tensor.dtype not in _SERVED_DTYPES:
-            raise WeightsError(
-                f"tensor {name} in {tensor.file.name} is {tensor.dtype}; served are {', '.join(_SERVED_DTYPES)}"
-            )
+        if tensor.dtype not in served:
+            raise WeightsError(f"tensor {name} in {tensor.file.name} is {tensor.dtype}; served are {', '.join(served)}")
 
 
 def _listed(names: list[str]) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.parallel.partition import HeadShard, RankShard
 from model.weights.checkpoint import WeightsError, match_spec, read_headers
-from model.weights.shard_spec import Dim, ShardSpec, TensorRule, dim_span
+from model.weights.shard_spec import Cut, ShardSpec, TensorRule, dim_span, local_shape, rank_bytes
 
 OnProgress = Callable[[int, int], None]
 
@@ -45,10 +45,10 @@ def load_stage_weights(
     """
     stored = read_headers(directory)
     match_spec(stored, spec, config)
-    wanted = spec.stage_tensors(config, shard)
+    wanted = spec.stage_tensors(shard)
     # Tied weights are one tensor.
     rules = {tensor.source: tensor.rule for tensor in wanted}
-    total = sum(_numel(config, shard, rule) for rule in rules.values()) * dtype.itemsize
+    total = rank_bytes(spec, shard, dtype.itemsize)
     loaded: dict[str, Tensor] = {}
     num_bytes = 0
     with ExitStack() as stack:
@@ -58,7 +58,7 @@ def load_stage_weights(
             try:
                 if file not in files:
                     files[file] = stack.enter_context(safe_open(file, framework="pt", device="cpu"))
-                tensor = _read(files[file].get_slice(source), config, shard, rule, dtype)
+                tensor = _read(files[file].get_slice(source), shard, rule, dtype)
             except (OSError, SafetensorError) as error:
                 raise WeightsError(f"tensor {source} cannot be read from {file.name}: {error}") from error
             loaded[source] = tensor.to(device)
@@ -67,33 +67,24 @@ def load_stage_weights(
     return {tensor.name: loaded[tensor.source] for tensor in wanted}
 
 
-def _numel(config: ModelConfig, shard: RankShard, rule: TensorRule) -> int:
-    return torch.Size(_local_shape(config, shard, rule)).numel()
-
-
-def _local_shape(config: ModelConfig, shard: RankShard, rule: TensorRule) -> list[int]:
-    """Shape on this rank, padding included."""
-    padded = {Dim.QUERY: len(shard.heads.slots) * config.head_dim}
-    return [padded.get(dim, dim_span(config, shard, dim).size) for dim in rule.dims]
-
-
-def _read(stored: Any, config: ModelConfig, shard: RankShard, rule: TensorRule, dtype: torch.dtype) -> Tensor:
+def _read(stored: Any, shard: RankShard, rule: TensorRule, dtype: torch.dtype) -> Tensor:
     """This rank's part of one tensor. `stored` is a safetensors slice, which reads only what it is asked for."""
-    shape = _local_shape(config, shard, rule)
+    shape = local_shape(shard, rule)
     if rule.on_one_rank and shard.coordinates.tp_rank != 0:
         return torch.zeros(shape, dtype=dtype)
-    spans = [dim_span(config, shard, dim) for dim in rule.dims]
+    spans = [dim_span(shard, dim) for dim in rule.dims]
     part = stored[tuple(slice(span.start, span.end) for span in spans)]
     if list(part.shape) == shape:
-        return torch.empty(shape, dtype=dtype).copy_(part)
-    return _pad_heads(part, shape, rule.dims.index(Dim.QUERY), shard.heads, config.head_dim, dtype)
+        return torch.empty(shape, dtype=part.dtype if rule.kept else dtype).copy_(part)
+    dim = next(index for index, dim in enumerate(rule.dims) if dim.cut is Cut.QUERY_HEADS)
+    return _pad_heads(part, shape, dim, shard.heads, rule.dims[dim].width, dtype)
 
 
-def _pad_heads(part: Tensor, shape: list[int], dim: int, heads: HeadShard, head_dim: int, dtype: torch.dtype) -> Tensor:
+def _pad_heads(part: Tensor, shape: list[int], dim: int, heads: HeadShard, width: int, dtype: torch.dtype) -> Tensor:
     """Put each real query head in its slot along `dim` and leave the other slots zero."""
     padded = torch.zeros(shape, dtype=dtype)
     for slot, head in enumerate(heads.slots):
         if head is not None:
-            source = part.narrow(dim, (head - heads.query_heads.start) * head_dim, head_dim)
-            padded.narrow(dim, slot * head_dim, head_dim).copy_(source)
+            source = part.narrow(dim, (head - heads.query_heads.start) * width, width)
+            padded.narrow(dim, slot * width, width).copy_(source)
     return padded

@@ -1,28 +1,47 @@
 """Which tensors an architecture has and along which dimension each is cut, as data. Knows no files and no torch.
 
-A family is a table of `TensorRule`s that name each dimension; how a dimension is cut follows from its name. Tensors
-are named as in the checkpoints that transformers writes.
+A family's table (`model.weights.tables`) is a list of `TensorRule`s that name each dimension; how a dimension is cut
+follows from its name. Tensors are named as in the published checkpoints.
 """
 
 from __future__ import annotations
 
 import enum
 import fnmatch
-from collections.abc import Iterator
+import itertools
+import math
 from dataclasses import dataclass
 
-from model.config import ModelConfig, UnsupportedModelError
+from model.config import ModelConfig
 from model.parallel.partition import RankShard, Span
 
 
-class Dim(enum.Enum):
-    """A dimension of a weight. All but HIDDEN are cut over the tensor ranks."""
+class Cut(enum.Enum):
+    """What of a dimension is dealt to ranks."""
 
-    HIDDEN = "hidden"
-    VOCAB = "vocab"
-    QUERY = "query heads x head_dim"
-    KV = "KV heads x head_dim"
+    WHOLE = "whole"
+    """Nothing: every rank has all of it."""
+    VOCAB = "vocabulary"
+    QUERY_HEADS = "query heads"
+    KV_HEADS = "KV heads"
     INTERMEDIATE = "intermediate"
+    EXPERTS = "experts"
+    EXPERT_INTERMEDIATE = "intermediate of an expert"
+    SHARED_INTERMEDIATE = "intermediate of the shared expert"
+
+
+@dataclass(frozen=True, slots=True)
+class Dim:
+    """A dimension of a weight: units that are dealt to ranks as `cut` says, of `width` elements each."""
+
+    cut: Cut
+    width: int = 1
+    block: int = 1
+    """Elements that share one entry: the dimension of scales, of which a rank reads all that its elements need."""
+
+    def of_blocks(self, block: int) -> Dim:
+        """The dimension of the scales of this one."""
+        return Dim(self.cut, self.width, block)
 
 
 class Place(enum.Enum):
@@ -33,23 +52,33 @@ class Place(enum.Enum):
     LAST_STAGE = "last"
 
 
+WEIGHT_DTYPES = ("F64", "F32", "F16", "BF16")
+
+
 @dataclass(frozen=True, slots=True)
 class TensorRule:
-    """One tensor, or one a layer where `name` holds `{layer}`."""
+    """One tensor; one a layer where `name` holds `{layer}`, one an expert where it holds `{expert}`."""
 
     name: str
     dims: tuple[Dim, ...]
     place: Place
-    only_if: str | None = None
-    """The field of `ModelConfig` that says whether the model has it."""
+    layers: tuple[int, ...] | None = None
+    """The layers that have it; None: all."""
     on_one_rank: bool = False
     """A bias added to a sum over the ranks: rank 0 holds it, the others zeros."""
     tied_to: str | None = None
-    """The checkpoint's tensor to read instead if the model ties its embeddings."""
+    """The checkpoint's tensor to read instead, as the model ties its embeddings."""
+    stored_as: tuple[str, ...] = WEIGHT_DTYPES
+    """The format's dtypes that are served."""
+    kept: bool = False
+    """Held in memory as it is stored, whatever the dtype of the model: quantised weights, their scales."""
+    bytes_kept: int = 0
+    """Bytes of an element that is kept."""
 
-    def source(self, config: ModelConfig) -> str:
+    @property
+    def source(self) -> str:
         """The checkpoint's name of it, with `{layer}` still in place."""
-        return self.tied_to if self.tied_to and config.tie_word_embeddings else self.name
+        return self.tied_to or self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,27 +93,31 @@ class StageTensor:
 
 @dataclass(frozen=True, slots=True)
 class ShardSpec:
-    """An architecture's tensors."""
+    """The tensors of one model."""
 
     rules: tuple[TensorRule, ...]
     ignored: tuple[str, ...] = ()
-    """Patterns of stored tensors that are computed instead of loaded."""
+    """Patterns of stored tensors that are computed instead of loaded, or belong to parts that are not served."""
 
     def checkpoint_shapes(self, config: ModelConfig) -> dict[str, tuple[int, ...]]:
         """Every tensor that a checkpoint of this model must hold, with its shape."""
         return {
-            name: tuple(dim_size(config, dim) for dim in rule.dims)
-            for rule in self._rules_for(config)
-            for name in _names(rule.source(config), rule.place, Span(0, config.num_layers))
+            source: tuple(dim_size(config, dim) for dim in tensor.dims)
+            for source, tensor in self.checkpoint_tensors(config).items()
         }
 
-    def ignores(self, name: str, config: ModelConfig) -> bool:
+    def checkpoint_tensors(self, config: ModelConfig) -> dict[str, TensorRule]:
+        """The rule of every tensor that a checkpoint of this model must hold."""
+        layers, experts = Span(0, config.num_layers), Span(0, config.experts.num_experts if config.experts else 0)
+        return {source: rule for rule in self.rules for _, source in _names(rule, layers, experts)}
+
+    def ignores(self, name: str) -> bool:
         """Whether a stored tensor that is not in `checkpoint_shapes` may be there all the same."""
-        tied_copy = any(rule.name == name and rule.source(config) != name for rule in self.rules)
+        tied_copy = any(rule.name == name and rule.tied_to for rule in self.rules)
         return tied_copy or any(fnmatch.fnmatchcase(name, pattern) for pattern in self.ignored)
 
-    def stage_tensors(self, config: ModelConfig, shard: RankShard) -> list[StageTensor]:
-        """What one rank loads, in the model's order; layers keep their numbers in the whole model."""
+    def stage_tensors(self, shard: RankShard) -> list[StageTensor]:
+        """What one rank loads, in the model's order; layers and experts keep their numbers in the whole model."""
         held = {
             Place.FIRST_STAGE: shard.is_first_stage,
             Place.EACH_LAYER: True,
@@ -92,90 +125,73 @@ class ShardSpec:
         }
         return [
             StageTensor(name, source, rule)
-            for rule in self._rules_for(config)
+            for rule in self.rules
             if held[rule.place]
-            for name, source in zip(
-                _names(rule.name, rule.place, shard.layers),
-                _names(rule.source(config), rule.place, shard.layers),
-                strict=True,
-            )
+            for name, source in _names(rule, shard.layers, shard.experts.experts)
         ]
-
-    def _rules_for(self, config: ModelConfig) -> Iterator[TensorRule]:
-        return (rule for rule in self.rules if rule.only_if is None or getattr(config, rule.only_if))
-
-
-def spec_for(config: ModelConfig) -> ShardSpec:
-    """The table of the model's architecture.
-
-    Raises:
-        UnsupportedModelError: there is none.
-    """
-    try:
-        return SPECS[config.architecture]
-    except KeyError:
-        known = ", ".join(SPECS)
-        raise UnsupportedModelError(f"no weight table for {config.architecture!r}; there are: {known}") from None
 
 
 def dim_size(config: ModelConfig, dim: Dim) -> int:
     """Size of a dimension in the whole model."""
-    return {
-        Dim.HIDDEN: config.hidden_size,
-        Dim.VOCAB: config.vocab_size,
-        Dim.QUERY: config.num_heads * config.head_dim,
-        Dim.KV: config.num_kv_heads * config.head_dim,
-        Dim.INTERMEDIATE: config.intermediate_size,
-    }[dim]
+    experts = config.experts
+    units = {
+        Cut.WHOLE: 1,
+        Cut.VOCAB: config.vocab_size,
+        Cut.QUERY_HEADS: config.num_heads,
+        Cut.KV_HEADS: config.num_kv_heads,
+        Cut.INTERMEDIATE: config.intermediate_size,
+        Cut.EXPERTS: experts.num_experts if experts else 0,
+        Cut.EXPERT_INTERMEDIATE: experts.intermediate_size if experts else 0,
+        Cut.SHARED_INTERMEDIATE: experts.shared_intermediate_size if experts else 0,
+    }
+    return math.ceil(units[dim.cut] * dim.width / dim.block)
 
 
-def dim_span(config: ModelConfig, shard: RankShard, dim: Dim) -> Span:
+def dim_span(shard: RankShard, dim: Dim) -> Span:
     """The part of a dimension that a rank reads from the checkpoint (padding is not in it)."""
-    heads = shard.heads
-    return {
-        Dim.HIDDEN: Span(0, config.hidden_size),
-        Dim.VOCAB: shard.vocab,
-        Dim.QUERY: Span(heads.query_heads.start * config.head_dim, heads.query_heads.end * config.head_dim),
-        Dim.KV: Span(heads.kv_heads.start * config.head_dim, heads.kv_heads.end * config.head_dim),
-        Dim.INTERMEDIATE: shard.intermediate,
-    }[dim]
+    spans = {
+        Cut.WHOLE: Span(0, 1),
+        Cut.VOCAB: shard.vocab,
+        Cut.QUERY_HEADS: shard.heads.query_heads,
+        Cut.KV_HEADS: shard.heads.kv_heads,
+        Cut.INTERMEDIATE: shard.intermediate,
+        Cut.EXPERTS: shard.experts.experts,
+        Cut.EXPERT_INTERMEDIATE: shard.experts.intermediate,
+        Cut.SHARED_INTERMEDIATE: shard.experts.shared_intermediate,
+    }
+    units = spans[dim.cut]
+    return Span(units.start * dim.width // dim.block, math.ceil(units.end * dim.width / dim.block))
 
 
-def _names(pattern: str, place: Place, layers: Span) -> list[str]:
-    if place is not Place.EACH_LAYER:
-        return [pattern]
-    return [pattern.format(layer=layer) for layer in range(layers.start, layers.end)]
+def local_shape(shard: RankShard, rule: TensorRule) -> list[int]:
+    """Shape of a tensor on a rank, zero-padded query heads included."""
+    padded = len(shard.heads.slots)
+    return [
+        padded * dim.width if dim.cut is Cut.QUERY_HEADS and dim.block == 1 else dim_span(shard, dim).size
+        for dim in rule.dims
+    ]
 
 
-def _llama() -> ShardSpec:
-    layer, each = "model.layers.{layer}.", Place.EACH_LAYER
-    attention, mlp = layer + "self_attn.", layer + "mlp."
-    hidden, query, kv, intermediate = Dim.HIDDEN, Dim.QUERY, Dim.KV, Dim.INTERMEDIATE
-    return ShardSpec(
-        rules=(
-            TensorRule("model.embed_tokens.weight", (Dim.VOCAB, hidden), Place.FIRST_STAGE),
-            TensorRule(layer + "input_layernorm.weight", (hidden,), each),
-            TensorRule(attention + "q_proj.weight", (query, hidden), each),
-            TensorRule(attention + "q_proj.bias", (query,), each, only_if="attention_bias"),
-            TensorRule(attention + "k_proj.weight", (kv, hidden), each),
-            TensorRule(attention + "k_proj.bias", (kv,), each, only_if="attention_bias"),
-            TensorRule(attention + "v_proj.weight", (kv, hidden), each),
-            TensorRule(attention + "v_proj.bias", (kv,), each, only_if="attention_bias"),
-            TensorRule(attention + "o_proj.weight", (hidden, query), each),
-            TensorRule(attention + "o_proj.bias", (hidden,), each, only_if="attention_bias", on_one_rank=True),
-            TensorRule(layer + "post_attention_layernorm.weight", (hidden,), each),
-            TensorRule(mlp + "gate_proj.weight", (intermediate, hidden), each),
-            TensorRule(mlp + "gate_proj.bias", (intermediate,), each, only_if="mlp_bias"),
-            TensorRule(mlp + "up_proj.weight", (intermediate, hidden), each),
-            TensorRule(mlp + "up_proj.bias", (intermediate,), each, only_if="mlp_bias"),
-            TensorRule(mlp + "down_proj.weight", (hidden, intermediate), each),
-            TensorRule(mlp + "down_proj.bias", (hidden,), each, only_if="mlp_bias", on_one_rank=True),
-            TensorRule("model.norm.weight", (hidden,), Place.LAST_STAGE),
-            TensorRule("lm_head.weight", (Dim.VOCAB, hidden), Place.LAST_STAGE, tied_to="model.embed_tokens.weight"),
-        ),
-        ignored=("model.layers.*.self_attn.rotary_emb.inv_freq",),
-    )
+def rank_bytes(spec: ShardSpec, shard: RankShard, bytes_per_element: float) -> int:
+    """Bytes of one rank's weights as they are held in memory, padding included; tied weights count once.
+
+    `bytes_per_element` is of weights that are converted, and may be fractional.
+    """
+    rules = {tensor.source: tensor.rule for tensor in spec.stage_tensors(shard)}
+    converted = kept = 0
+    for rule, same in itertools.groupby(rules.values()):
+        elements = math.prod(local_shape(shard, rule)) * len(list(same))
+        if rule.kept:
+            kept += elements * rule.bytes_kept
+        else:
+            converted += elements
+    return math.ceil(converted * bytes_per_element) + kept
 
 
-SPECS = {"LlamaForCausalLM": _llama()}
-"""By `ModelConfig.architecture`."""
+def _names(rule: TensorRule, layers: Span, experts: Span) -> list[tuple[str, str]]:
+    """(name, name in the checkpoint) of each of a rule's tensors."""
+    if rule.place is not Place.EACH_LAYER:
+        return [(rule.name, rule.source)]
+    numbers = [i for i in range(layers.start, layers.end) if rule.layers is None or i in rule.layers]
+    each = range(experts.start, experts.end) if "{expert}" in rule.name else range(1)
+    return [(rule.name.format(layer=i, expert=e), rule.source.format(layer=i, expert=e)) for i in numbers for e in each]

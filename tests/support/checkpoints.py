@@ -9,7 +9,7 @@ import numpy as np
 import safetensors.numpy
 
 from model.config import ModelConfig
-from model.weights.shard_spec import spec_for
+from model.weights.tables import spec_for
 
 TINY_CONFIG: dict[str, object] = {
     "architectures": ["LlamaForCausalLM"],

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from model.config import ModelConfig, UnsupportedModelError
 from model.parallel.dims import ParallelDims
-from model.parallel.partition import RankShard, partition, weight_bytes
+from model.parallel.partition import RankShard, partition
 from model.weights.checkpoint import WeightsError, check_weights, read_headers
 from model.weights.loader import load_stage_weights
-from model.weights.shard_spec import spec_for
+from model.weights.tables import spec_for, weight_bytes
 from tests.support.ranks import tiny_config
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

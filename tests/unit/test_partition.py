@@ -19,8 +19,8 @@ from model.parallel.partition import (
     partition,
     split_dim,
     split_heads,
-    weight_bytes,
 )
+from model.weights.tables import weight_bytes
 from tests.support.ranks import tiny_config
 
 
