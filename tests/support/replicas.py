@@ -99,7 +99,9 @@ class Replica:
         return [await asyncio.to_thread(worker.wait, within) for worker in self.workers]
 
 
-def start_worker(spec: ReplicaSpec, world_rank: int, step_channel: str, *arguments: str) -> subprocess.Popen[bytes]:
+def start_worker(
+    spec: ReplicaSpec, world_rank: int, step_channel: str, *arguments: str, module: str = "support.worker_process"
+) -> subprocess.Popen[bytes]:
     """One rank as a process of its own. `--fake SECONDS`: the paged fake whose passes take that long."""
     coordinates = spec.dims.coordinates(world_rank)
     fields = {
@@ -122,7 +124,7 @@ def start_worker(spec: ReplicaSpec, world_rank: int, step_channel: str, *argumen
         "step_channel": step_channel,
     }
     environment = {**os.environ, "PYTHONPATH": str(TESTS), "WORKER_SPEC": json.dumps(fields)}
-    return subprocess.Popen([sys.executable, "-m", "support.worker_process", *arguments], env=environment)
+    return subprocess.Popen([sys.executable, "-m", module, *arguments], env=environment, cwd=TESTS.parent)
 
 
 def worker_spec(fields: dict) -> WorkerSpec:
@@ -150,14 +152,18 @@ def _replace(spec: ReplicaSpec, **changes: object) -> ReplicaSpec:
 
 @asynccontextmanager
 async def running_replica(
-    spec: ReplicaSpec, *worker_arguments: str, ready: bool = True, workers: bool = True
+    spec: ReplicaSpec,
+    *worker_arguments: str,
+    module: str = "support.worker_process",
+    ready: bool = True,
+    workers: bool = True,
 ) -> AsyncIterator[Replica]:
     """Start engine and workers; on leaving, stop the engine and make sure that no worker is left."""
     engine = EngineActor(EngineSpec(replica=spec, host=HOST))
     replica = Replica(spec, engine, await engine.start())
     try:
         for world_rank in range(spec.dims.world_size if workers else 0):
-            worker = start_worker(spec, world_rank, replica.addresses.step_channel, *worker_arguments)
+            worker = start_worker(spec, world_rank, replica.addresses.step_channel, *worker_arguments, module=module)
             replica.workers.append(worker)
         if ready:
             await replica.wait_for(control_pb2.REPLICA_STATE_READY)
