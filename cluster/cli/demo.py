@@ -19,7 +19,6 @@ from cluster.cli.preflight import preflight
 from cluster.cli.processes import process_age
 from cluster.cli.progress import wait_until_ready
 from cluster.cli.region import Region, StoppedError
-from cluster.cli.tables import plan_table
 from cluster.cli.terminal import console, printable
 from cluster.config import ArgosyConfig, load_config
 
@@ -59,11 +58,11 @@ def command(prompt: str, file: Path, max_tokens: int, temperature: float) -> Non
     """
     config = _on_free_ports(load_config(file))
     screen = console()
-    for plan in preflight(config):
-        screen.print(plan_table(plan))
+    plans = preflight(config)
     checked_age = process_age()
     try:
         with Region(config) as region:
+            region.settle(plans, screen)
             region.start(screen)
             controller_age = process_age()
             status = wait_until_ready(region, console(stderr=True), attempts=1)

@@ -16,6 +16,7 @@ from typing import Any
 
 from cluster.config import ArgosyConfig
 from cluster.control.plan import logical_cpus
+from cluster.control.topology import Node, nodes_from_ray
 from cluster.errors import ConfigurationError
 from cluster.launch import CONTROLLER_ACTOR
 
@@ -74,6 +75,14 @@ def _secure(directory: Path) -> None:
         file.write(secrets.token_hex(32))
     os.environ.pop("RAY_AUTH_TOKEN", None)
     os.environ.update(_QUIET, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
+
+
+def joined_nodes() -> list[Node]:
+    """The nodes of the cluster that this process has joined, with what is free on them."""
+    import ray
+
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return nodes_from_ray(nodes, ray.state.available_resources_per_node(), local=False)
 
 
 def start_controller(config: ArgosyConfig) -> Any:

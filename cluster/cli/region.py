@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,12 +22,16 @@ from rich.console import Console
 from argosy.internal.v1 import control_pb2, control_pb2_grpc
 from cluster.cli import ray_session
 from cluster.cli.processes import RouterProcess, StopRequest, kill_descendants
+from cluster.cli.tables import plan_table
 from cluster.config import ArgosyConfig
+from cluster.control.plan import ReplicaPlan, plan_region, settled
 from cluster.errors import ConfigurationError
 from cluster.rpc import channel
 
 GRACE_SECONDS = 3.0
 """For processes to leave in order once nothing runs on them."""
+INFERENCE = "argosy.v1.InferenceService"
+"""Health name under which a router says that some model can be asked."""
 _LONGEST_SOCKET_BASE = 30
 """Ray puts Unix sockets, whose paths are limited to 107 bytes, about 75 bytes below its directory."""
 
@@ -82,6 +86,12 @@ class Region:
         self._router = RouterProcess(resolved, self.router_log)
         self._router.start()
 
+    def settle(self, plans: Sequence[ReplicaPlan], console: Console) -> None:
+        """Show the plans and hold to what they decided."""
+        for plan in plans:
+            console.print(plan_table(plan))
+        self.config = settled(self.config, plans)
+
     def start(self, console: Console) -> None:
         """Start the router, Ray and the controller, which starts the replicas; returns before any of those is ready.
 
@@ -89,12 +99,18 @@ class Region:
             ConfigurationError: the named Ray cluster cannot be joined, or the controller cannot start.
             StoppedError: a signal came.
         """
-        self._start_router()
+        local = self.config.ray.address == "local"
+        if local:
+            self._start_router()
         with self._timed("Ray"), console.status("Starting Ray"):
             ray_session.start_ray(self.config, self.directory)
         # Ray has taken SIGTERM for itself.
         self.stop_request.install()
         self._check_stop()
+        if not local:
+            # Only now are the nodes known, and with them what the router must know.
+            self.settle(plan_region(self.config, ray_session.joined_nodes()), console)
+            self._start_router()
         with self._timed("controller"), console.status("Starting the controller"):
             self._controller = ray_session.start_controller(self.config)
         self._check_stop()
@@ -104,7 +120,7 @@ class Region:
         return self.run(self._ask_status())
 
     def router_serves(self) -> bool:
-        """Whether the router says that it can take requests.
+        """Whether the router says that some model can be asked through it.
 
         Raises:
             ConfigurationError: its process has ended.
@@ -174,7 +190,7 @@ class Region:
         async with channel(self.config.router.listen) as router:
             try:
                 stub = health_pb2_grpc.HealthStub(router)
-                answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=1)
+                answer = await stub.Check(health_pb2.HealthCheckRequest(service=INFERENCE), timeout=1)
             except grpc.aio.AioRpcError:
                 return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

@@ -44,14 +44,16 @@ def command(file: Path, check: bool) -> None:
     """
     config = load_config(file)
     screen = console()
-    for plan in preflight(config):
-        screen.print(plan_table(plan))
+    plans = preflight(config)
     if check:
+        for plan in plans:
+            screen.print(plan_table(plan))
         screen.print(f"{file}: fine")
         return
     region = Region(config)
     try:
         with region:
+            region.settle(plans, screen)
             screen.print(f"Starting; logs are in {region.directory}")
             region.start(screen)
             wait_until_ready(region, console(stderr=True), attempts=START_ATTEMPTS)

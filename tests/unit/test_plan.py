@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.config import ArgosyConfig, parse_config
-from cluster.control.plan import logical_cpus, plan_region
+from cluster.control.plan import logical_cpus, plan_region, settled
 from cluster.control.topology import Node
 from cluster.errors import ConfigurationError
 
@@ -61,6 +61,14 @@ def test_context_is_what_the_checkpoint_has_or_what_the_cache_holds(store: Path)
     assert roomy.context_length == 8192
     (tight,) = plan_region(configuration(store, engine={"kv_cache": "4MiB"}), [LAPTOP])
     assert tight.context_length == tight.kv_tokens < 8192
+
+
+def test_routers_learn_what_the_plan_decided(store: Path) -> None:
+    config = configuration(store, engine={"kv_cache": "4MiB"})
+    plans = plan_region(config, [LAPTOP])
+    (model,) = settled(config, plans).models
+    assert (model.device, model.context_length) == ("cpu", plans[0].context_length)
+    assert settled(config, []) == config
 
 
 def test_gpus_are_used_when_there_are_enough_and_change_the_rest(store: Path) -> None:
