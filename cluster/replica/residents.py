@@ -69,6 +69,10 @@ class Residents:
         """Blocks to leave over when a sequence enters: every resident soon wants its next, or would preempt for it."""
         return sum(map(len, self.lanes))
 
+    @property
+    def has_free_slot(self) -> bool:
+        return bool(self._free_slots)
+
     def can_enter(self, shared: Sequence[int], num_blocks: int) -> bool:
         """True if there is a slot, and `num_blocks` besides the `shared` ones and the headroom."""
         return bool(self._free_slots) and self._blocks.can_take(shared, num_blocks + self.headroom)
@@ -159,31 +163,33 @@ class Residents:
         sequence.capacity += self._block_size
         return block
 
-    def make_room(self, candidate: SequenceState, num_blocks: int) -> None:
+    def make_room(self, candidate: SequenceState, num_blocks: int, *, too_late: bool) -> bool:
         """Preempt for a waiting sequence: residents of a lower class, and paused ones (memory that serves nobody).
 
+        One that is too late anyway does not outrank a lower class: that one waits in front of it, and would be back.
         Does nothing if that could not make a slot, `num_blocks` and the headroom available, or if they are on their
-        way. Each victim gives its blocks and its share of the headroom.
+        way. Each victim gives its blocks and its share of the headroom. Returns True if somebody was preempted.
         """
         on_their_way = sum(len(leaving.blocks) for leaving in self._leaving)
         lacking = num_blocks + self.headroom - self._blocks.num_available - on_their_way
         lacks_slot = not self._free_slots and not self._leaving
         if lacking <= 0 and not lacks_slot:
-            return
+            return False
         priority = candidate.request.priority
         victims = [
             resident
             for resident in self
-            if resident.request.priority > priority or (resident.request.is_paused and not resident.in_flight)
+            if (resident.request.priority > priority and not too_late) or (resident.request.is_paused and not resident.in_flight)
         ]
         if not victims or sum(len(victim.blocks) + 1 for victim in victims) < lacking:
-            return
+            return False
         victims.sort(key=lambda resident: resident.rank, reverse=True)
         for victim in victims:
             lacking -= len(victim.blocks) + 1
             self.preempt(victim)
             if lacking <= 0:
-                return
+                break
+        return True
 
     def preempt(self, sequence: SequenceState) -> None:
         """Take slot and blocks away; the sequence queues again and computes its tokens anew, as a prefill."""

@@ -20,11 +20,8 @@ from dataclasses import dataclass
 from cluster.prefix import root_key
 from cluster.replica.block_manager import BlockManager, BlockObserver
 from cluster.replica.plan import (
-    ChoiceStart,
     EndReason,
     LoadSnapshot,
-    OpenedSlot,
-    PlannedRow,
     Refused,
     Request,
     RequestKey,
@@ -38,24 +35,6 @@ from cluster.replica.residents import Lane, Residents
 from cluster.replica.sequence import Phase, RequestState, SequenceState
 from cluster.replica.step_builder import StepBuilder
 from cluster.replica.waiting import WaitingQueue
-
-__all__ = [
-    "BlockObserver",
-    "ChoiceStart",
-    "EndReason",
-    "LoadSnapshot",
-    "OpenedSlot",
-    "PlannedRow",
-    "Refused",
-    "Request",
-    "RequestKey",
-    "Scheduler",
-    "SchedulerConfig",
-    "SequenceEvent",
-    "StepPlan",
-    "StepStatistics",
-]
-
 
 @dataclass(slots=True)
 class _Flight:
@@ -119,7 +98,7 @@ class Scheduler:
             raise ValueError(f"request {request.key!r} lives already")
         self._check_fits(request)
         root = root_key(request.cache_domain, self.config.model_revision)
-        state = RequestState(request, root, next(self._numbers), now)
+        state = RequestState(request, root, next(self._numbers), now + self.config.patience_seconds)
         self._requests[request.key] = state
         if state.deadline < math.inf:
             if len(self._deadlines) > 64 + 2 * len(self._requests):
@@ -145,8 +124,16 @@ class Scheduler:
         if state is not None and state.credit is not None:
             self._give_credit(state, tokens)
 
+    def permit(self, key: RequestKey, choice: int) -> None:
+        """Let a choice of a request that `needs_permits` sample one token more; unknown ones are ignored."""
+        state = self._requests.get(key)
+        for sequence in state.sequences if state is not None else ():
+            if sequence.choice == choice:
+                sequence.may_sample = True
+                self._queue_again(sequence)
+
     def plan(self, now: float) -> StepPlan | None:
-        """The next step, or None if nothing can run before a step completes, credit comes or a request arrives."""
+        """The next step, or None if nothing can run before a step completes, credit, a permit or a request comes."""
         if len(self._flights) > self.config.num_lanes or not self._may_look_ahead():
             return None
         lanes = self._residents.lanes
@@ -296,8 +283,12 @@ class Scheduler:
             return
         state.credit += tokens
         for sequence in state.sequences:
-            if sequence.phase is Phase.QUEUED and not sequence.ticket:
-                self._residents.wait(sequence)
+            self._queue_again(sequence)
+
+    def _queue_again(self, sequence: SequenceState) -> None:
+        """What it waited for outside the queue has come."""
+        if sequence.phase is Phase.QUEUED and not sequence.ticket:
+            self._residents.wait(sequence)
 
     def _measure(self, flight: _Flight, now: float) -> None:
         plan = flight.plan

@@ -40,17 +40,18 @@ class RequestState:
     """A request that was accepted: what its choices share."""
 
     __slots__ = (
-        "arrival",
         "cached_prompt_tokens",
         "credit",
         "deadline",
         "first_token_by",
         "key",
         "max_length",
+        "needs_permits",
         "min_tokens",
         "num_live",
         "number",
         "patience_ended",
+        "patient_until",
         "priority",
         "prompt_length",
         "reported",
@@ -59,7 +60,7 @@ class RequestState:
         "stop_token_ids",
     )
 
-    def __init__(self, request: Request, root: BlockKey, number: int, arrival: float) -> None:
+    def __init__(self, request: Request, root: BlockKey, number: int, patient_until: float) -> None:
         self.key = request.key
         self.prompt_length = len(request.prompt)
         self.max_length = len(request.prompt) + request.max_tokens
@@ -69,10 +70,12 @@ class RequestState:
         self.first_token_by = request.first_token_by
         self.priority = request.priority
         self.credit = request.credit
+        self.needs_permits = request.needs_permits
         self.root = root
         self.number = number
         """Counts requests in order of arrival."""
-        self.arrival = arrival
+        self.patient_until = patient_until
+        """Nobody who arrives after this goes before it."""
         self.cached_prompt_tokens: int | None = None
         """Found in the prefix cache when the first choice entered; None until then."""
         self.patience_ended = False
@@ -110,6 +113,7 @@ class SequenceState:
         "choice",
         "in_flight",
         "lane",
+        "may_sample",
         "next_registered",
         "num_computed",
         "num_unknown",
@@ -130,6 +134,8 @@ class SequenceState:
         self.phase = Phase.QUEUED
         self.ticket = 0
         """Which entry of the waiting queue is the valid one."""
+        self.may_sample = True
+        """Nothing outside forbids to sample the next token: see `Request.needs_permits`."""
         self.num_unknown = 0
         """Tokens being sampled in steps in flight."""
         self.in_flight = 0
@@ -146,9 +152,9 @@ class SequenceState:
 
     @property
     def rank(self) -> tuple[int, float, int, int]:
-        """Who is preempted last: smaller keeps its blocks longer."""
+        """Who is preempted last: smaller keeps its blocks longer. Like the order of entering, so nobody starves."""
         request = self.request
-        return request.priority, request.deadline, request.number, self.choice
+        return request.priority, min(request.deadline, request.patient_until), request.number, self.choice
 
     @property
     def remaining(self) -> int:

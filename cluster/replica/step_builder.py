@@ -62,7 +62,7 @@ class StepBuilder:
             if position + 1 >= request.max_length:
                 continue  # its last token is being sampled
             credit = request.credit
-            if credit is not None and credit <= 0:
+            if (credit is not None and credit <= 0) or not sequence.may_sample:
                 continue
             new_blocks: tuple[int, ...] = ()
             if position == sequence.capacity:
@@ -72,6 +72,7 @@ class StepBuilder:
                 new_blocks = (block,)
             if credit is not None:
                 request.credit = credit - 1
+            sequence.may_sample = not request.needs_permits
             rows.append(PlannedRow(sequence.slot, request.key, sequence.choice, None, 1, position, new_blocks, True))
             sequences.append(sequence)
             sequence.num_computed = position + 1
@@ -99,7 +100,7 @@ class StepBuilder:
                 self._prefill(active.pop())
             elif candidate is None:
                 return
-            elif candidate.request.is_paused:
+            elif candidate.request.is_paused or not candidate.may_sample:
                 waiting.remove(candidate)
             elif self._admit(candidate):
                 self._prefill(candidate)
@@ -110,14 +111,18 @@ class StepBuilder:
     def _admit(self, sequence: SequenceState) -> bool:
         """Give a slot and the blocks of all known tokens, or nothing: prefills that began can be completed."""
         residents = self._residents
-        total = residents.blocks_for(len(sequence.tokens))
-        for _attempt in range(2):
-            prefix = residents.find_prefix(sequence, self._prefilled)
-            if residents.can_enter(prefix.shared, total - len(prefix.shared)):
-                break
-            residents.make_room(sequence, total - len(prefix.shared))
-        else:
+        too_late = self._waiting.urgency(sequence, self._now)[0]
+        if not residents.has_free_slot and not residents.make_room(sequence, 0, too_late=too_late):
             return False
+        prefix = residents.find_prefix(sequence, self._prefilled)
+        fresh = residents.blocks_for(len(sequence.tokens)) - len(prefix.shared)
+        if not residents.can_enter(prefix.shared, fresh):
+            if not residents.make_room(sequence, fresh, too_late=too_late):
+                return False
+            prefix = residents.find_prefix(sequence, self._prefilled)  # of the victims' blocks, some may be free now
+            fresh = residents.blocks_for(len(sequence.tokens)) - len(prefix.shared)
+            if not residents.can_enter(prefix.shared, fresh):
+                return False
         residents.enter(sequence, self._lane, prefix)
         if prefix.copied is not None:
             self._blocks.hold((prefix.copied,))
@@ -131,20 +136,21 @@ class StepBuilder:
         return True
 
     def _prefill(self, sequence: SequenceState) -> None:
-        """Plan the sequence's next chunk; its last one samples, if there is credit for that."""
+        """Plan the sequence's next chunk; its last one samples, if there are credit and permit for that."""
         request = sequence.request
         if request.deadline <= self._now or sequence.phase is not Phase.PREFILL:
             return
         start, remaining = sequence.num_computed, sequence.remaining
         count = min(remaining, self._budget)
         samples = count == remaining
-        if samples and request.credit is not None:
-            if request.credit > 0:
-                request.credit -= 1
-            else:
-                samples, count = False, count - 1
+        if samples and (request.is_paused or not sequence.may_sample):
+            samples, count = False, count - 1
         if not count:
             return
+        if samples:
+            sequence.may_sample = not request.needs_permits
+            if request.credit is not None:
+                request.credit -= 1
         end = start + count
         is_first = bool(self.opened) and self.opened[-1].slot == sequence.slot
         new_blocks = tuple(sequence.blocks) if is_first else ()

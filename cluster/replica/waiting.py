@@ -32,7 +32,6 @@ class WaitingQueue:
 
     def __init__(self, config: SchedulerConfig, rate: PrefillRate) -> None:
         self._by_slack = config.prefill_order == "slack"
-        self._patience = config.patience_seconds
         self._rate = rate
         self._ready: list[_Entry] = []
         self._late: list[_Entry] = []
@@ -57,12 +56,11 @@ class WaitingQueue:
         """Where a sequence stands at `now`; comparable between waiting ones and those that prefill already."""
         request = sequence.request
         if not self._by_slack:
-            return False, request.priority, request.arrival, request.number, sequence.choice
+            return False, request.priority, 0.0, request.number, sequence.choice
         needed = self._pending.get(sequence, 0) * self._rate.seconds_per_token
         latest = min(request.deadline, request.first_token_by) - needed
-        patient_until = request.arrival + self._patience
-        too_late = latest <= now and (now < patient_until or request.deadline - needed <= now)
-        return too_late, request.priority, min(latest, patient_until), request.number, sequence.choice
+        too_late = latest <= now and (now < request.patient_until or request.deadline - needed <= now)
+        return too_late, request.priority, min(latest, request.patient_until), request.number, sequence.choice
 
     def push(self, sequence: SequenceState, pending_tokens: int) -> None:
         """Let a sequence wait that needs `pending_tokens` of prefill, as far as known."""
@@ -74,7 +72,7 @@ class WaitingQueue:
         heapq.heappush(self._ready, (self.urgency(sequence, -math.inf), self._tickets, sequence))
         request = sequence.request
         if not request.patience_ended and (request.priority > 0 or request.first_token_by < math.inf):
-            heapq.heappush(self._aging, ((request.arrival + self._patience,), self._tickets, sequence))
+            heapq.heappush(self._aging, ((request.patient_until,), self._tickets, sequence))
 
     def peek(self, now: float) -> SequenceState | None:
         """The most urgent sequence that waits; those whose deadline has passed are left out."""

@@ -11,15 +11,8 @@ import math
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
-from cluster.replica.scheduler import (
-    ChoiceStart,
-    EndReason,
-    Request,
-    Scheduler,
-    SchedulerConfig,
-    SequenceEvent,
-    StepPlan,
-)
+from cluster.replica.plan import ChoiceStart, EndReason, Request, SchedulerConfig, SequenceEvent, StepPlan
+from cluster.replica.scheduler import Scheduler
 
 VOCABULARY = 50
 
@@ -169,7 +162,7 @@ class World:
         self.check()
         return events
 
-    def run(self, seconds_per_step: float = 0.0, limit: int = 100_000) -> None:
+    def run(self, seconds_per_step: float = 0.0, limit: int = 5_000) -> None:
         """Keep as many steps in flight as allowed until nothing more can run."""
         for _ in range(limit):
             while self.plan() is not None:
