@@ -13,7 +13,7 @@ from torch import Tensor
 from model.kernels.compile import kernel
 from model.kernels.threads import fork_join
 from model.kernels.tile import STRIP as STRIP
-from model.kernels.tile import strip_product
+from model.kernels.tile import streamed_strip_product
 from model.kernels.vector import LANES, load, multiply, silu, store_first
 
 _CHUNK_ROWS = 96
@@ -51,22 +51,25 @@ def _product_part(
 ) -> None:
     strips = (columns + STRIP - 1) // STRIP
     chunks = (rows + _CHUNK_ROWS - 1) // _CHUNK_ROWS
+    spare = scratch + 2 * thread * _CHUNK_ROWS * STRIP * 4
     for item in range(strips * chunks * thread // threads, strips * chunks * (thread + 1) // threads):
         strip, first = item // chunks, item % chunks * _CHUNK_ROWS
-        height = min(rows - first, _CHUNK_ROWS)
-        inputs = x + first * depth * 4
-        weights, start = w + strip * depth * STRIP * 4, bias + strip * STRIP * 4
-        outputs = y + (first * columns + strip * STRIP) * 4
-        width = columns - strip * STRIP
-        if width >= STRIP:
-            strip_product(height, inputs, depth * 4, weights, STRIP * 4, start, 0, outputs, columns * 4, depth)
-        else:
-            spare = scratch + 2 * thread * _CHUNK_ROWS * STRIP * 4
-            strip_product(height, inputs, depth * 4, weights, STRIP * 4, start, 0, spare, STRIP * 4, depth)
+        height, width = min(rows - first, _CHUNK_ROWS), columns - strip * STRIP
+        inputs, outputs = x + first * depth * 4, y + (first * columns + strip * STRIP) * 4
+        target, stride = (outputs, columns * 4) if width >= STRIP else (spare, STRIP * 4)
+        _strip(height, inputs, w, bias, strip, target, stride, depth)
+        if width < STRIP:
             for m in range(height):
                 for j in range(0, width, LANES):
-                    value = load(spare + (m * STRIP + j) * 4)
-                    store_first(outputs + (m * columns + j) * 4, value, width - j)
+                    store_first(outputs + (m * columns + j) * 4, load(spare + (m * STRIP + j) * 4), width - j)
+
+
+@kernel
+def _strip(rows: int, x: int, w: int, bias: int, strip: int, y: int, y_stride: int, depth: int) -> None:
+    """Rows of x without gaps times one packed strip; the strip that lies behind it in memory is fetched meanwhile."""
+    weights, following = w + strip * depth * STRIP * 4, w + (strip + 1) * depth * STRIP * 4
+    start = bias + strip * STRIP * 4
+    streamed_strip_product(rows, x, depth * 4, weights, STRIP * 4, start, 0, y, y_stride, depth, following)
 
 
 @kernel
@@ -89,10 +92,9 @@ def _gated_part(
     for item in range(strips * chunks * thread // threads, strips * chunks * (thread + 1) // threads):
         strip, first = item // chunks, item % chunks * _CHUNK_ROWS
         height = min(rows - first, _CHUNK_ROWS)
-        inputs, weights, start = x + first * depth * 4, w + 2 * strip * depth * STRIP * 4, bias + 2 * strip * STRIP * 4
-        strip_product(height, inputs, depth * 4, weights, STRIP * 4, start, 0, gates, STRIP * 4, depth)
-        weights, start = weights + depth * STRIP * 4, start + STRIP * 4
-        strip_product(height, inputs, depth * 4, weights, STRIP * 4, start, 0, ups, STRIP * 4, depth)
+        inputs = x + first * depth * 4
+        _strip(height, inputs, w, bias, 2 * strip, gates, STRIP * 4, depth)
+        _strip(height, inputs, w, bias, 2 * strip + 1, ups, STRIP * 4, depth)
         width = min(columns - strip * STRIP, STRIP)
         for m in range(height):
             output = y + ((first + m) * columns + strip * STRIP) * 4
