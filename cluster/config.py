@@ -21,6 +21,12 @@ def default_store() -> Path:
     return (Path(home) if home else Path.home() / ".cache" / "argosy") / "models"
 
 
+def default_state() -> Path:
+    """Where a region keeps what must outlive it: $ARGOSY_STATE, else ~/.local/state/argosy."""
+    state = os.environ.get("ARGOSY_STATE")
+    return Path(state) if state else Path.home() / ".local" / "state" / "argosy"
+
+
 def _check_host_port(value: str) -> str:
     host, _, port = value.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
@@ -123,6 +129,17 @@ class RayConfig(_Section):
     """Logical CPUs of a local cluster. Default: as many as the ranks need, so that a laptop can hold them."""
 
 
+class LedgerConfig(_Section):
+    """Where usage, tenants and keys are kept."""
+
+    store: Literal["sqlite", "memory"] = "sqlite"
+    """sqlite: a file that all routers of this machine share. memory: nothing is kept, there are no tenants."""
+    path: Path | None = None
+    """The SQLite file. Default: `REGION/ledger.db` in the state directory ($ARGOSY_STATE, ~/.local/state/argosy)."""
+    lease_seconds: float = Field(10, gt=0)
+    """A router that says nothing for so long is taken for dead, and its open requests are settled."""
+
+
 class ArgosyConfig(_Section):
     """A region."""
 
@@ -138,6 +155,14 @@ class ArgosyConfig(_Section):
     """The controller."""
     ray: RayConfig = RayConfig()
     """The Ray cluster."""
+    ledger: LedgerConfig = LedgerConfig()
+    """Usage, tenants and keys."""
+
+    @property
+    def ledger_path(self) -> Path:
+        """The SQLite file; its directory takes journals and secrets too."""
+        path = self.ledger.path
+        return path.expanduser() if path else default_state() / self.region / "ledger.db"
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> ArgosyConfig:

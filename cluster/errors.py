@@ -19,6 +19,7 @@ class Code(enum.Enum):
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5
+    ALREADY_EXISTS = 6
     PERMISSION_DENIED = 7
     RESOURCE_EXHAUSTED = 8
     FAILED_PRECONDITION = 9
@@ -35,6 +36,13 @@ class Reason(enum.Enum):
     UNKNOWN_MODEL = (Code.NOT_FOUND, False, "unknown model")
     REQUEST_TOO_LARGE = (Code.RESOURCE_EXHAUSTED, False, "the request is larger than this server accepts")
     REFUSED = (Code.FAILED_PRECONDITION, False, "the replicas of this model cannot hold this request")
+    UNAUTHENTICATED = (Code.UNAUTHENTICATED, False, "this needs valid credentials")
+    FORBIDDEN = (Code.PERMISSION_DENIED, False, "these credentials do not allow that")
+    UNKNOWN_RESOURCE = (Code.NOT_FOUND, False, "there is no such thing")
+    DUPLICATE = (Code.ALREADY_EXISTS, False, "this was done or asked for before")
+    QUOTA_EXCEEDED = (Code.RESOURCE_EXHAUSTED, True, "a limit of this tenant leaves no room for the request")
+    LEDGER_UNAVAILABLE = (Code.UNAVAILABLE, True, "identity and usage cannot be checked now")
+    RESERVATION_LOST = (Code.UNAVAILABLE, True, "the reservation of this request has lapsed")
     OVERLOADED = (Code.RESOURCE_EXHAUSTED, True, "no room for this request now")
     NO_REPLICA = (Code.UNAVAILABLE, True, "no replica of this model can take requests now")
     REPLICA_LOST = (Code.UNAVAILABLE, True, "the replica was lost and no other could continue in time")
@@ -87,6 +95,8 @@ class ServiceError(Exception):
     retry_after: float | None = None
     """Seconds after which a retry may succeed; only for retryable reasons."""
     metadata: dict[str, str] = field(default_factory=dict)
+    trailers: dict[str, str] = field(default_factory=dict, compare=False)
+    """Trailing metadata that comes with the status."""
 
     @property
     def public_message(self) -> str:

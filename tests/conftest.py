@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,3 +15,11 @@ from model.weights.store import pull
 def smollm2_dir() -> Path:
     """The default model's checkpoint directory; pulled into the operator's own store if it is not there yet."""
     return pull("smollm2-135m-instruct", default_store(), lambda what, fraction: None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Whatever the suite starts keeps its ledgers away from the operator's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ARGOSY_STATE", str(tmp_path_factory.mktemp("state")))
+        yield

@@ -12,6 +12,7 @@ from typing import Any
 from argosy.v1 import inference_pb2 as api
 from cluster.config import ArgosyConfig, ModelSection
 from cluster.errors import ConfigurationError, FieldViolation, Reason, ServiceError
+from cluster.grammar.probe import GrammarProbe
 from cluster.ids import ModelName
 from cluster.revision import model_revision
 from cluster.router.chat_template import TemplateRefusedError
@@ -39,6 +40,7 @@ class ServedModel:
     revision: str
     block_size: int
     batch_tokens: int
+    grammars: GrammarProbe
     loading: asyncio.Task[ModelTokenizer]
 
     @property
@@ -88,6 +90,12 @@ class Catalogue(Mapping[str, ServedModel]):
         """
         return cls({section.name: _served_model(section, config) for section in config.models})
 
+    def close(self) -> None:
+        """End what runs for the models."""
+        for model in self._models.values():
+            model.loading.cancel()
+            model.grammars.close()
+
     def find(self, name: str) -> ServedModel:
         """Raises ServiceError: UNKNOWN_MODEL, naming the known ones."""
         model = self._models.get(name)
@@ -133,6 +141,7 @@ def _served_model(section: ModelSection, config: ArgosyConfig) -> ServedModel:
         revision=revision,
         block_size=section.engine.block_size,
         batch_tokens=section.engine.max_batch_tokens,
+        grammars=GrammarProbe(directory, checkpoint.vocab_size, checkpoint.eos_token_ids),
         loading=asyncio.create_task(asyncio.to_thread(ModelTokenizer.load, directory)),
     )
 

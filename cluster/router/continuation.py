@@ -212,7 +212,8 @@ class LiveStream:
             raise ServiceError(Reason.DEADLINE)
         if delta.end == replica_pb2.END_REASON_REFUSED:
             log.error("%s: refused by its replica: %s", self._spec.request_id, delta.detail)
-            raise ServiceError(Reason.REFUSED)
+            # Of a grammar, more may show while it is followed than when it is compiled.
+            raise ServiceError(Reason.REFUSED, delta.detail if self._spec.HasField("grammar") else "")
         return f"it gave the request up: {delta.detail or 'no reason'}"
 
     def _leave(self, why: str) -> None:

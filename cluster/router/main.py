@@ -6,7 +6,8 @@ import asyncio
 import logging
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc.aio
@@ -17,7 +18,8 @@ from argosy.v1 import inference_pb2_grpc, models_pb2_grpc
 from cluster import rpc
 from cluster.clock import Clock, SystemClock
 from cluster.config import ArgosyConfig
-from cluster.ids import new_router_id
+from cluster.ids import RouterId, new_router_id
+from cluster.ledger.opening import open_ledger
 from cluster.router.catalogue import Catalogue
 from cluster.router.directory import watch_directory
 from cluster.router.fleet import Fleet, ModelTraffic
@@ -80,39 +82,49 @@ async def serve(
         ConfigurationError: a model's directory or the port cannot be used.
     """
     clock = clock or SystemClock()
-    catalogue = Catalogue.load(config)
-    traffic = {model.name: ModelTraffic(model.block_size, model.batch_tokens) for model in catalogue.values()}
     router_id = new_router_id()
-    fleet = Fleet(router_id, clock, rng or random.Random(), traffic)  # noqa: S311 (breaks ties, hides nothing)
-    service = InferenceService(
-        catalogue,
-        fleet,
-        ledger or MemoryLedger(),
-        metrics or RouterMetrics(),
-        clock,
-        config.router,
-    )
-    servicer = health.aio.HealthServicer()
-    server = _server(config, service, ModelService(catalogue, fleet), servicer)
-    tasks: list[asyncio.Task[Any]] = [model.loading for model in catalogue.values()]
+    async with _opened(ledger, config, clock, router_id) as ledger:
+        catalogue = Catalogue.load(config)
+        traffic = {model.name: ModelTraffic(model.block_size, model.batch_tokens) for model in catalogue.values()}
+        fleet = Fleet(router_id, clock, rng or random.Random(), traffic)  # noqa: S311 (breaks ties, hides nothing)
+        metrics = metrics or RouterMetrics()
+        service = InferenceService(catalogue, fleet, ledger, metrics, clock, config.router, config.region)
+        servicer = health.aio.HealthServicer()
+        server = _server(config, service, ModelService(catalogue, fleet), servicer)
+        tasks: list[asyncio.Task[Any]] = [model.loading for model in catalogue.values()]
+        try:
+            address = rpc.listen(server, config.router.listen, "router.listen")
+            await server.start()
+            tasks.append(asyncio.create_task(watch_directory(config.controller.listen, router_id, clock, fleet.update)))
+            tasks.append(asyncio.create_task(keep_health(servicer, catalogue, fleet, clock)))
+            log.info("%s listens on %s", router_id, address)
+            if on_listening is not None:
+                on_listening(address)
+            await _until_stopped(stop, catalogue)
+            await servicer.enter_graceful_shutdown()
+            await _drain(service, clock, config.router.drain_seconds, cut or asyncio.Event())
+            await server.stop(FLUSH_SECONDS)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await fleet.close()
+            await server.stop(None)
+
+
+@asynccontextmanager
+async def _opened(
+    ledger: Ledger | None, config: ArgosyConfig, clock: Clock, router_id: RouterId
+) -> AsyncIterator[Ledger]:
+    """The ledger passed in, or the configured one, closed afterwards."""
+    if ledger is not None or config.ledger.store == "memory":
+        yield ledger or MemoryLedger()
+        return
+    stored = await open_ledger(config, clock, router_id)
     try:
-        address = rpc.listen(server, config.router.listen, "router.listen")
-        await server.start()
-        tasks.append(asyncio.create_task(watch_directory(config.controller.listen, router_id, clock, fleet.update)))
-        tasks.append(asyncio.create_task(keep_health(servicer, catalogue, fleet, clock)))
-        log.info("%s listens on %s", router_id, address)
-        if on_listening is not None:
-            on_listening(address)
-        await _until_stopped(stop, catalogue)
-        await servicer.enter_graceful_shutdown()
-        await _drain(service, clock, config.router.drain_seconds, cut or asyncio.Event())
-        await server.stop(FLUSH_SECONDS)
+        yield stored
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await fleet.close()
-        await server.stop(None)
+        await stored.close()
 
 
 def _server(

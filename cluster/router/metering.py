@@ -1,61 +1,37 @@
-"""What a request used, written down before the client sees it. Knows tokens and endings; no models, no network.
+"""What the router asks of a ledger, and the one that keeps nothing. Knows tokens and endings; no models, no network.
 
 The order is: reserve, open the row, accept tokens (ahead of the bytes), settle. `settle` comes with every ending,
-whichever it is.
+whichever it is. `cluster/ledger/ledger.py` is the ledger of production.
 """
 
 from __future__ import annotations
 
-import enum
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from cluster.ids import ModelName, RequestId
+from cluster.ids import RequestId
+from cluster.ledger.records import Reservation, Settlement
 
 log = logging.getLogger(__name__)
-
-
-class Ending(enum.Enum):
-    """How a request ended."""
-
-    COMPLETE = "complete"
-    CANCELLED = "cancelled"
-    """The client went away or gave up."""
-    FAILED = "failed"
-    """Ended with a status of ours."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """The most that a request can use."""
-
-    request_id: RequestId
-    model: ModelName
-    prompt_tokens: int
-    max_completion_tokens: int
-    """All choices together."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settlement:
-    """What it did use. The prompt counts once, however often the request moved."""
-
-    ending: Ending
-    prompt_tokens: int
-    cached_prompt_tokens: int
-    completion_tokens: int
 
 
 class Row(Protocol):
     """One request's entry."""
 
-    def accept(self, tokens: int) -> Awaitable[None] | None:
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Trailing metadata about what the tenant's limits leave."""
+
+    def accept(self, tokens: int) -> Awaitable[object] | None:
         """Cover `tokens` more completion tokens.
 
         Returns:
             None if a mark written earlier covers them; else what to await before they are sent.
+
+        Raises:
+            ServiceError: the reservation does not cover them, or has lapsed (from the awaitable too).
         """
 
     async def settle(self, settlement: Settlement) -> None:
@@ -95,6 +71,10 @@ class MemoryRow:
     ledger: MemoryLedger
     reservation: Reservation
     accepted: int = 0
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {}
 
     def accept(self, tokens: int) -> None:
         self.accepted += tokens

@@ -23,12 +23,14 @@ from cluster.clock import Clock
 from cluster.config import RouterConfig
 from cluster.errors import QuotaViolation, Reason, ServiceError
 from cluster.ids import RequestId, new_request_id
+from cluster.ledger.records import Ending, Reservation, Settlement
 from cluster.prefix import block_keys
 from cluster.router.answer import Answer
 from cluster.router.catalogue import Catalogue, ServedModel
 from cluster.router.continuation import LiveStream
 from cluster.router.fleet import Fleet
-from cluster.router.metering import Ending, Ledger, Reservation, Row, Settlement
+from cluster.router.metering import Ledger, Row
+from cluster.router.response_format import judge
 from cluster.router.validate import check, duration_of, specify
 from cluster.telemetry import RouterMetrics
 
@@ -66,6 +68,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         metrics: RouterMetrics,
         clock: Clock,
         limits: RouterConfig,
+        region: str = "",
     ) -> None:
         self._catalogue = catalogue
         self._fleet = fleet
@@ -73,6 +76,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self._metrics = metrics
         self._clock = clock
         self._limits = limits
+        self._region = region
         self._num_streams = 0
         self._streams: set[LiveStream] = set()
         self._is_draining = False
@@ -123,6 +127,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     async def _serve(self, request: api.GenerateRequest, model: ServedModel, context: Context) -> None:
         arrived = self._clock.monotonic()
         check(request, model.limits)
+        await judge(request, model.grammars)
         prompt = await model.tokenise(request)
         spec = specify(
             request,
@@ -137,8 +142,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         try:
             await self._relay(call, spec, context)
             call.ending = Ending.COMPLETE
-        except ServiceError:
-            call.ending = Ending.FAILED
+        except ServiceError as error:
+            call.ending = Ending.EXPIRED if error.reason is Reason.DEADLINE else Ending.FAILED
             raise
         finally:
             self._streams.discard(call.stream)
@@ -161,7 +166,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         stream = LiveStream(spec, model.name, keys, self._fleet, self._clock, deadline, self._limits.coalesce_seconds)
         request_id = RequestId(spec.request_id)
         most = spec.max_tokens * len(spec.choices)
-        row = await self._ledger.open(Reservation(request_id, model.name, len(prompt), most))
+        reservation = Reservation(request_id, model.name, len(prompt), most, region=self._region)
+        row = await self._ledger.open(reservation)
         return Call(model, request_id, arrived, stream, answer, row, len(prompt))
 
     async def _relay(self, call: Call, spec: replica_pb2.GenerationSpec, context: Context) -> None:
@@ -189,6 +195,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             for event in events:
                 await write(event)
             stream.release()
+        context.set_trailing_metadata(tuple(row.headers.items()))
         await write(answer.finished(self._usage(call), self._timing(call)))
 
     def _usage(self, call: Call) -> api.Usage:
@@ -207,9 +214,13 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         """Close the ledger's entry and count; comes with every ending."""
         tokens = call.answer.completion_tokens
         cached = call.stream.cached_prompt_tokens
+        attempts = call.stream.num_attempts
+        # What failed by our doing before its first token, or reached no replica, costs nothing.
+        is_free = not attempts or (call.ending is Ending.FAILED and not tokens)
+        prompt = 0 if is_free else call.prompt_tokens
         name = call.model.name
         # Shielded: a client that goes away twice over must not leave an entry open.
-        await asyncio.shield(call.row.settle(Settlement(call.ending, call.prompt_tokens, cached, tokens)))
+        await asyncio.shield(call.row.settle(Settlement(call.ending, prompt, cached, tokens, attempts)))
         metrics = self._metrics
         for kind, count in (("prompt", call.prompt_tokens), ("cached", cached), ("completion", tokens)):
             metrics.tokens.labels(name, kind).inc(count)

@@ -14,6 +14,7 @@ from google.protobuf import duration_pb2
 from argosy.internal.v1 import replica_pb2
 from argosy.v1 import inference_pb2 as api
 from cluster.errors import FieldViolation, Reason, ServiceError
+from cluster.router import response_format
 
 MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20
@@ -57,15 +58,13 @@ class ModelLimits:
     end_token_ids: tuple[int, ...]
     has_chat_template: bool
     defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
-    grammars: bool = False
-    """Whether the engine can constrain answers."""
 
 
 def check(request: api.GenerateRequest, model: ModelLimits) -> None:
     """Refuse what is wrong whatever the prompt's tokens are.
 
     Raises:
-        ServiceError: INVALID_FIELD with every violation, or UNSUPPORTED.
+        ServiceError: INVALID_FIELD with every violation.
     """
     violations = tuple(
         FieldViolation(path, description)
@@ -74,13 +73,12 @@ def check(request: api.GenerateRequest, model: ModelLimits) -> None:
             _lengths(request, model),
             _sampling(request, model),
             _stop(request, model),
+            response_format.problems(request),
         )
         for path, description in problems
     )
     if violations:
         raise ServiceError(Reason.INVALID_FIELD, violations=violations)
-    if request.HasField("response_format") and not model.grammars:
-        raise ServiceError(Reason.UNSUPPORTED, f"response_format: model {model.name!r} answers in free text only")
 
 
 def specify(
@@ -122,6 +120,7 @@ def specify(
         min_tokens=min(request.stop.min_tokens, max_tokens),
         priority=PRIORITIES[request.priority_class],
         cache_domain=cache_domain,
+        grammar=response_format.grammar_spec(request),
     )
     if request.HasField("top_logprobs"):
         spec.top_logprobs = request.top_logprobs

@@ -61,7 +61,7 @@ def to_status(error: ServiceError) -> status_pb2.Status:
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: ServiceError) -> Never:
     """End the call that `context` belongs to with the error's status."""
-    metadata = ((DETAILS_KEY, to_status(error).SerializeToString()),)
+    metadata = ((DETAILS_KEY, to_status(error).SerializeToString()), *error.trailers.items())
     await context.abort(STATUS_CODES[error.reason.code], error.public_message, metadata)
 
 

@@ -1,0 +1,205 @@
+"""The ledger that a router writes: reserve, mark ahead, settle; and keeps house for routers that died.
+
+Knows operations and time; no SQL, no streams, no clients.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from cluster.clock import Clock
+from cluster.errors import Reason, ServiceError
+from cluster.ledger import holders
+from cluster.ledger.database import Database
+from cluster.ledger.group_commit import GroupCommit
+from cluster.ledger.journal import Journal, read_journal
+from cluster.ledger.operations import Mark, Open, Settle, rate_headers, settle_rows_of
+from cluster.ledger.records import Allowance, Ending, Reservation, Settlement
+from cluster.ledger.schema import create_tables
+
+log = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
+JOURNAL_SUFFIX = ".journal"
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerOptions:
+    """How a ledger writes."""
+
+    holder: str
+    """The router, unique for ever."""
+    directory: Path
+    """For journals; shared by the machine's routers."""
+    lease_seconds: float = 10.0
+    """A router that says nothing for so long is dead, and its rows are settled."""
+    ahead_tokens: int = 32
+    ahead_seconds: float = 0.05
+    """A mark is ahead of what was accepted by what the stream makes in this time, and by no more than `ahead_tokens`:
+    the most that a killed router's rows can say too much."""
+
+
+class StoredLedger:
+    """A ledger in a database, for one router process."""
+
+    def __init__(self, connect: Callable[[], Database], clock: Clock, options: LedgerOptions) -> None:
+        self.clock = clock
+        self.options = options
+        self._connect = connect
+        self._watch = holders.Watch(options.lease_seconds)
+        self._process = holders.process_name()
+        self._commits: GroupCommit | None = None
+        self._housekeeping: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Open the store, settle what dead routers left, and keep doing so.
+
+        Raises:
+            StoreUnavailableError: the store cannot be opened.
+        """
+        await asyncio.to_thread(self._make_tables)
+        self._commits = GroupCommit(self._connect, Journal(self._journal_of(self.options.holder)), self.clock)
+        self._commits.start()
+        await self._keep_house()
+        await self._replay_orphans()
+        self._housekeeping = asyncio.create_task(self._keep_house_always())
+
+    async def close(self) -> None:
+        """Write what waits and leave. Rows that are still open are settled by the next router."""
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+            await asyncio.gather(self._housekeeping, return_exceptions=True)
+        with contextlib.suppress(ServiceError):
+            await self.change(lambda database: settle_rows_of(database, self.options.holder, self.clock.wall()))
+        await self._commit.close()
+
+    async def open(self, reservation: Reservation) -> StoredRow:
+        """Reserve and open the entry.
+
+        Raises:
+            ServiceError: a hard limit leaves no room, the idempotency key was used, or the store is gone.
+        """
+        operation = Open(reservation, self.options.holder, self.clock.wall())
+        submitted = self._commit.submit(operation)
+        try:
+            allowances = await asyncio.shield(submitted)
+        except asyncio.CancelledError:
+            # It may have been written already, and nobody else knows of it.
+            submitted.add_done_callback(lambda done: self._give_back(done, reservation))
+            raise
+        return StoredRow(self, reservation, allowances)
+
+    def submit(self, operation: Mark | Settle) -> asyncio.Future[object]:
+        """Do it in the next commit; the future is done once it is on disk."""
+        return self._commit.submit(operation)
+
+    async def change(self, function: Callable[[Database], _Result]) -> _Result:
+        """Run a function inside a transaction.
+
+        Raises:
+            ServiceError: the store is gone, or the function refused.
+        """
+        return await self._commit.change(function)
+
+    @property
+    def num_commits(self) -> int:
+        return self._commit.num_commits
+
+    @property
+    def _commit(self) -> GroupCommit:
+        assert self._commits is not None, "start it first"
+        return self._commits
+
+    def _make_tables(self) -> None:
+        database = self._connect()
+        create_tables(database)
+        database.close()
+
+    def _give_back(self, done: asyncio.Future[object], reservation: Reservation) -> None:
+        if done.cancelled() or done.exception() is not None:
+            return
+        nothing = Settlement(Ending.CANCELLED, 0, 0, 0, 0)
+        with contextlib.suppress(ServiceError):
+            self._commit.submit(Settle(reservation.request_id, nothing, self.clock.wall()))
+
+    async def _keep_house_always(self) -> None:
+        while True:
+            await self.clock.sleep(self.options.lease_seconds / 3)
+            try:
+                await self._keep_house()
+            except ServiceError as error:
+                log.warning("the ledger's housekeeping waits: %s", error)
+
+    async def _keep_house(self) -> None:
+        holder, process = self.options.holder, self._process
+        everybody = await self.change(lambda database: holders.beat(database, holder, process))
+        others = [entry for entry in everybody if entry[0] != holder]
+        for dead in self._watch.dead(others, self.clock.monotonic()):
+            rows = await self.change(lambda database, dead=dead: self._bury(database, dead))  # type: ignore[misc]
+            self._journal_of(dead).unlink(missing_ok=True)
+            log.warning("%s is dead: settled %d rows that it left open", dead, rows)
+
+    def _bury(self, database: Database, dead: str) -> int:
+        # What it journalled comes first: it may hold later marks than the rows.
+        for operation in read_journal(self._journal_of(dead)):
+            operation.replay(database)
+        return settle_rows_of(database, dead, self.clock.wall())
+
+    async def _replay_orphans(self) -> None:
+        """Take in journals of routers that were forgotten before their journals were found."""
+        known = {row[0] for row in await self.change(lambda database: database.query("SELECT holder FROM holders"))}
+        for path in self.options.directory.glob(f"*{JOURNAL_SUFFIX}"):
+            if path.stem not in known:
+                await self.change(lambda database, dead=path.stem: self._bury(database, dead))  # type: ignore[misc]
+                path.unlink(missing_ok=True)
+
+    def _journal_of(self, holder: str) -> Path:
+        return self.options.directory / f"{holder}{JOURNAL_SUFFIX}"
+
+
+class StoredRow:
+    """One request's entry."""
+
+    __slots__ = ("_accepted", "_ledger", "_mark", "_marked_at", "_reservation", "allowances")
+
+    def __init__(self, ledger: StoredLedger, reservation: Reservation, allowances: tuple[Allowance, ...]) -> None:
+        self.allowances = allowances
+        self._ledger = ledger
+        self._reservation = reservation
+        self._accepted = 0
+        self._mark = 0
+        self._marked_at = (0, ledger.clock.monotonic())
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """`x-ratelimit-*` for the trailing metadata."""
+        return rate_headers(self.allowances)
+
+    def accept(self, tokens: int) -> Awaitable[object] | None:
+        """Cover `tokens` more completion tokens: None if a mark covers them, else what to await before they are sent.
+
+        Raises:
+            ServiceError: they are more than what was reserved.
+        """
+        self._accepted += tokens
+        if self._accepted <= self._mark:
+            return None
+        most = self._reservation.max_completion_tokens
+        if self._accepted > most:
+            raise ServiceError(Reason.QUOTA_EXCEEDED)
+        options, now = self._ledger.options, self._ledger.clock.monotonic()
+        accepted_then, then = self._marked_at
+        pace = (self._accepted - accepted_then) / max(now - then, 1e-3)
+        ahead = min(int(pace * options.ahead_seconds), options.ahead_tokens)
+        self._mark, self._marked_at = min(self._accepted + ahead, most), (self._accepted, now)
+        return self._ledger.submit(Mark(self._reservation.request_id, self._mark))
+
+    async def settle(self, settlement: Settlement) -> None:
+        """Close the entry and give back what was reserved and not used; returns once that is on disk."""
+        await self._ledger.submit(Settle(self._reservation.request_id, settlement, self._ledger.clock.wall()))

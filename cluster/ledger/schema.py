@@ -1,0 +1,82 @@
+"""The ledger's tables, in the SQL that SQLite and PostgreSQL share. Knows names and types; writes no rows."""
+
+from __future__ import annotations
+
+from cluster.ledger.database import Database
+
+TABLES = (
+    # One row a request for ever. Open until `ending` is set.
+    """CREATE TABLE IF NOT EXISTS requests (
+        request_id TEXT PRIMARY KEY,
+        tenant TEXT NOT NULL,
+        subject TEXT NOT NULL,
+        model TEXT NOT NULL,
+        region TEXT NOT NULL,
+        holder TEXT NOT NULL,
+        idempotency_key TEXT,
+        opened_at DOUBLE PRECISION NOT NULL,
+        prompt_tokens BIGINT NOT NULL,
+        reserved_tokens BIGINT NOT NULL,
+        charges TEXT NOT NULL,
+        marked_tokens BIGINT NOT NULL DEFAULT 0,
+        settled_at DOUBLE PRECISION,
+        ending TEXT,
+        cached_prompt_tokens BIGINT NOT NULL DEFAULT 0,
+        completion_tokens BIGINT NOT NULL DEFAULT 0,
+        attempts BIGINT NOT NULL DEFAULT 0
+    )""",
+    """CREATE UNIQUE INDEX IF NOT EXISTS requests_idempotency ON requests (tenant, idempotency_key)
+        WHERE idempotency_key IS NOT NULL""",
+    "CREATE INDEX IF NOT EXISTS requests_open ON requests (holder) WHERE ending IS NULL",
+    "CREATE INDEX IF NOT EXISTS requests_time ON requests (tenant, opened_at)",
+    # What a tenant has used of each window, reservations included.
+    """CREATE TABLE IF NOT EXISTS windows (
+        tenant TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        bucket BIGINT NOT NULL,
+        used BIGINT NOT NULL CHECK (used >= 0),
+        PRIMARY KEY (tenant, kind, bucket)
+    )""",
+    # Routers that may have open rows. One whose `beats` stand still is dead.
+    """CREATE TABLE IF NOT EXISTS holders (
+        holder TEXT PRIMARY KEY,
+        process TEXT NOT NULL,
+        beats BIGINT NOT NULL
+    )""",
+    # Settled and not exported yet, by the settlement's number.
+    """CREATE TABLE IF NOT EXISTS outbox (
+        request_id TEXT PRIMARY KEY,
+        settled_at DOUBLE PRECISION NOT NULL
+    )""",
+    "CREATE INDEX IF NOT EXISTS outbox_order ON outbox (settled_at)",
+    """CREATE TABLE IF NOT EXISTS tenants (
+        tenant TEXT PRIMARY KEY,
+        policy TEXT NOT NULL,
+        disabled BIGINT NOT NULL,
+        created_at DOUBLE PRECISION NOT NULL
+    )""",
+    """CREATE TABLE IF NOT EXISTS api_keys (
+        key_id TEXT PRIMARY KEY,
+        hash TEXT NOT NULL,
+        tenant TEXT NOT NULL REFERENCES tenants (tenant),
+        label TEXT NOT NULL,
+        roles TEXT NOT NULL,
+        created_at DOUBLE PRECISION NOT NULL,
+        expires_at DOUBLE PRECISION,
+        revoked_at DOUBLE PRECISION
+    )""",
+    """CREATE TABLE IF NOT EXISTS audit (
+        at DOUBLE PRECISION NOT NULL,
+        actor TEXT NOT NULL,
+        action TEXT NOT NULL,
+        target TEXT NOT NULL
+    )""",
+)
+
+
+def create_tables(database: Database) -> None:
+    """Make what is missing."""
+    database.begin()
+    for statement in TABLES:
+        database.execute(statement)
+    database.commit()
