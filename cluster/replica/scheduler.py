@@ -178,7 +178,7 @@ class Scheduler:
     def expire(self, now: float) -> list[SequenceEvent]:
         """End every request whose deadline is not after `now`."""
         events: list[SequenceEvent] = []
-        while self.next_deadline <= now:
+        while self.next_deadline <= now and self._deadlines:
             state = self._requests[heapq.heappop(self._deadlines)[2]]
             for sequence in state.sequences:
                 if sequence.phase is not Phase.ENDED:

@@ -170,8 +170,7 @@ class StepBuilder:
         """Now that the step is full: later steps may find the new blocks, and other choices may fork."""
         self._residents.register(sequence)
         self._residents.fork(sequence)
-        if sequence.phase is not Phase.PREFILL:
-            return  # preempted by a more urgent one; it has to compute all of it again
+        assert sequence.phase is Phase.PREFILL  # whoever outranks it was planned before it
         self._waiting.set_pending(sequence, sequence.remaining)
         if sequence.num_unknown:
             self._residents.begin_decode(sequence)

@@ -1,6 +1,6 @@
 """A replica for scheduler tests: the real scheduler, and workers whose 'model' shows every mix-up.
 
-KV cells hold (position, token). A row reads all cells of its context through its own block table, as attention does,
+KV cells hold (position, token, step, slot). A row reads all cells of its context through its own block table, as attention does,
 and draws its token from them and from the identity that its slot was opened with. So a stale slot, a block given to
 two, a copy too early or a chunk out of order changes tokens or trips a check.
 """
@@ -67,7 +67,7 @@ class Workers:
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
         self.slots: dict[int, Slot] = {}
-        self.cells: dict[int, tuple[int, int]] = {}
+        self.cells: dict[int, tuple[int, int, int, int]] = {}
         self.ran = 0
 
     def run(self, plan: StepPlan) -> list[tuple[int, int]]:
@@ -82,7 +82,8 @@ class Workers:
         size = self.config.block_size
         for source, destination in plan.block_copies:
             for offset in range(size):
-                self.cells[destination * size + offset] = self.cells.get(source * size + offset)
+                if (cell := self.cells.get(source * size + offset)) is not None:
+                    self.cells[destination * size + offset] = cell
         new_slots = {opened.slot for opened in plan.opened}
         for row in plan.rows:
             slot = self.slots[row.slot]
@@ -97,7 +98,7 @@ class Workers:
                 block = slot.table[position // size]
                 holders = [other for other in self.slots.values() if block in other.table]
                 assert holders == [slot], "written block belongs to one slot alone"
-                self.cells[block * size + position % size] = (position, token)
+                self.cells[block * size + position % size] = (position, token, plan.step, row.slot)
             slot.computed += row.num_tokens
         sampled = []
         for row in plan.rows:
@@ -107,6 +108,7 @@ class Workers:
                 for position in range(slot.computed):
                     cell = self.cells[slot.table[position // size] * size + position % size]
                     assert cell[0] == position, "a cell holds another position's keys and values"
+                    assert cell[2] < plan.step or cell[3] == row.slot, "no row reads what another writes in its step"
                     context.append(cell[1])
                 slot.sampled = draw(slot.key, slot.choice, context)
                 sampled.append((row.slot, slot.sampled))

@@ -151,4 +151,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestRandomUse = Machine.TestCase
-TestRandomUse.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestRandomUse.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)

@@ -66,6 +66,22 @@ def test_a_step_more_than_lanes_is_in_flight(num_lanes, depth):
     world.check_answers()
 
 
+def test_at_most_two_tokens_of_a_sequence_are_unknown():
+    world = World(config(num_lanes=3))
+    world.submit(request("r", [1], max_tokens=20))
+    while world.plan() is not None:
+        pass
+    assert len(world.in_flight) == 2
+
+
+def test_chunks_of_one_prompt_fill_all_stages():
+    world = World(config(num_lanes=3, max_batch_tokens=8))
+    world.submit(request("r", range(39)))
+    while world.plan() is not None:
+        pass
+    assert [plan.num_prefill_tokens for plan in world.in_flight] == [8, 8, 8, 8]
+
+
 def test_lanes_are_balanced_and_take_turns():
     world = World(config(num_lanes=2, max_sequences=8, max_batch_tokens=64, num_blocks=64))
     for key in range(6):
