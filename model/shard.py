@@ -60,7 +60,9 @@ class Shard:
         self._context, self._options = context, options
         workspace = Workspace(device, dtype)
         self.attention = _attention(config, options, context, dtype, device)
-        parts = StageParts(config, context, workspace, self.attention, RotaryEmbedding(config, workspace))
+        rotary = RotaryEmbedding(config.rope, config.head_dim, workspace)
+        local = RotaryEmbedding(config.local_rope, config.head_dim, workspace) if config.local_rope else None
+        parts = StageParts(config, context, workspace, self.attention, rotary, local)
         self.stage = Stage(find_architecture(config.architecture), weights, parts)
         self._sampler: Sampler | None = None
         if context.shard.is_last_stage:
@@ -152,7 +154,11 @@ def _attention(
     config: ModelConfig, options: ShardOptions, context: ParallelContext, dtype: torch.dtype, device: torch.device
 ) -> AttentionBackend:
     heads = context.shard.heads
-    shape = AttentionShape(len(heads.slots), heads.kv_heads.size, config.head_dim, options.block_size)
+    # Latent attention: all query heads of a rank read one key, the latent and the part with positions.
+    kv_heads, size = heads.kv_heads.size, config.head_dim
+    if config.latent is not None:
+        kv_heads, size = 1, config.latent.cached_size
+    shape = AttentionShape(len(heads.slots), kv_heads, size, options.block_size, config.attention_scale)
     return make_attention(
         shape,
         context.shard.layers.size,

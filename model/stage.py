@@ -24,13 +24,15 @@ class Stage:
         """Takes every weight it needs out of `weights`."""
         shard, config = parts.context.shard, parts.config
         self._parts, self._first, self._last = parts, shard.is_first_stage, shard.is_last_stage
+        self._embedding_scale = architecture.embedding_scale(config)
         embedding = weights.pop(architecture.embedding, None)
         if self._last:
             head = weights.pop(architecture.head, None)
             # A tied checkpoint may name only the embedding.
             weight = head if head is not None else embedding
             assert weight is not None, f"the loader gave no {architecture.head}"
-            self.norm = RMSNorm(weights.pop(architecture.final_norm), config.rms_norm_eps, parts.workspace)
+            norm = weights.pop(architecture.final_norm) + architecture.norm_offset
+            self.norm = RMSNorm(norm, config.rms_norm_eps, parts.workspace)
             self.head = ParallelHead(weight, parts.workspace)
         if self._first:
             table: Tensor | PackedLinear | None = embedding
@@ -52,11 +54,15 @@ class Stage:
         """
         parts, progress = self._parts, self._parts.context.progress
         parts.attention.begin(batch)
-        parts.rotary.reach(int(batch.context_lengths.max()))
+        for rotary in (parts.rotary, parts.local_rotary):
+            if rotary is not None:
+                rotary.reach(int(batch.context_lengths.max()))
         device = parts.workspace.device
         positions_T = torch.from_numpy(batch.positions).to(device)
         if self._first:
             residual_TH = self.embedding(torch.from_numpy(batch.token_ids).to(device))
+            if self._embedding_scale != 1.0:
+                residual_TH = residual_TH.mul_(self._embedding_scale)
         else:
             progress.bump("receive hidden states")
             residual_TH = parts.context.links.receive(batch.num_tokens, parts.config.hidden_size, parts.workspace.dtype)

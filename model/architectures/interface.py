@@ -27,6 +27,12 @@ class StageParts:
     workspace: Workspace
     attention: AttentionBackend
     rotary: RotaryEmbedding
+    local_rotary: RotaryEmbedding | None = None
+    """Of layers with a window, where it is another one."""
+
+    def rotary_of(self, layer: int) -> RotaryEmbedding:
+        """The rotary embedding of a layer by its number in the model."""
+        return self.local_rotary if self.local_rotary and self.config.window(layer) else self.rotary
 
 
 class DecoderLayer(Protocol):
@@ -49,3 +55,7 @@ class Architecture:
     embedding: str = "model.embed_tokens.weight"
     final_norm: str = "model.norm.weight"
     head: str = "lm_head.weight"
+    norm_offset: float = 0.0
+    """Added to the weight of every norm: Gemma stores how far it is from 1."""
+    embedding_scale: Callable[[ModelConfig], float] = lambda config: 1.0
+    """Factor of embedded tokens."""

@@ -98,4 +98,8 @@ class PagedCPUAttention:
         kernels.attend(qkv, self._out.data_ptr(), self._heads, pages, self._plan, limits, self._space)
         if not self._padding:
             return self._out
-        return self._out.view(tokens, -1, self._head_dim + self._padding)[..., : self._head_dim].flatten(1)
+        return (
+            self._out.view(tokens, -1, self._head_dim + self._padding)[..., : self._head_dim]
+            .reshape(tokens, -1)
+            .contiguous()
+        )

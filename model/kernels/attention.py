@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from model.kernels.compile import kernel
-from model.kernels.memory import float32_at, int32_at, put_float32
+from model.kernels.memory import fetch, float32_at, int32_at, put_float32
 from model.kernels.threads import claim, fork_join
 from model.kernels.tile import STRIP, strip_product, vector_product
 from model.kernels.vector import (
@@ -226,10 +226,16 @@ def _segment(
 ) -> None:
     """Attention of a tile over keys [first, first + count): unnormalised `out` [rows, D] and states [rows, 2]."""
     head_dim, block_size = heads.head_dim, heads.block_size
+    block_bytes = head_dim * block_size * 4
     for key in range(0, count, LANES):
         block = int32_at(table, (first + key) // block_size) * heads.kv_heads + kv_head
-        source = pages.keys + (block * head_dim * block_size + (first + key) % block_size) * 4
+        source = pages.keys + block * block_bytes + (first + key) % block_size * 4
         target = scores + key * 4
+        if key % block_size == 0:
+            fetch(pages.values + block * block_bytes, block_bytes)
+            if key + block_size < count:
+                following = int32_at(table, (first + key) // block_size + 1) * heads.kv_heads + kv_head
+                fetch(pages.keys + following * block_bytes, block_bytes)
         vector_product(rows, queries, head_dim * 4, source, block_size * 4, zeros, 0, target, SEGMENT * 4, head_dim)
     padded = (count + LANES - 1) // LANES * LANES
     for row in range(rows):

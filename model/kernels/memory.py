@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 
-from model.kernels.compile import intrinsic
+from model.kernels.compile import intrinsic, kernel
 
 _INT64 = ir.IntType(64)
+_LINE = 64
 
 
 def _element(builder: ir.IRBuilder, address: ir.Value, index: ir.Value, kind: ir.Type) -> ir.Value:
@@ -38,6 +39,28 @@ def _writer(kind: ir.Type, operand: types.Type) -> Callable[..., Any]:
         return types.void(types.intp, types.intp, operand), codegen
 
     return intrinsic(write)
+
+
+def _fetch_line(typing_context: Any, address: Any) -> Any:
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+        byte_pointer, int32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+        prefetch_type = ir.FunctionType(ir.VoidType(), [byte_pointer, int32, int32, int32])
+        prefetch = cgutils.get_or_insert_function(builder.module, prefetch_type, "llvm.prefetch.p0i8")
+        builder.call(prefetch, [builder.inttoptr(values[0], byte_pointer), int32(0), int32(1), int32(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.intp), codegen
+
+
+fetch_line = intrinsic(_fetch_line)
+"""fetch_line(address): ask for the cache line there to be brought near; any address will do."""
+
+
+@kernel
+def fetch(address: int, num_bytes: int) -> None:
+    """Ask for memory that is needed soon. Blocks of a KV cache lie anywhere, so the processor cannot guess the next."""
+    for offset in range(0, num_bytes, _LINE):
+        fetch_line(address + offset)
 
 
 int32_at = _reader(ir.IntType(32), types.intp)

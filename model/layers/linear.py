@@ -15,6 +15,10 @@ from torch import Tensor
 from model.kernels import matmul
 from model.layers.workspace import Workspace
 from model.parallel.context import TensorGroup
+from model.weights.quantised import QuantisedWeight
+
+Weight = Tensor | QuantisedWeight
+"""A weight [N, K]; quantised ones stay so in memory."""
 
 
 class LinearKernel(Protocol):
@@ -95,8 +99,21 @@ def _address(x_TK: Tensor) -> int:
     return x_TK.data_ptr()
 
 
-def make_linear(weight_NK: Tensor, bias_N: Tensor | None, workspace: Workspace, name: str) -> LinearKernel:
+class QuantisedLinear:
+    """Any device: the weight stays as small as it is stored, and is expanded for each product."""
+
+    def __init__(self, weight: QuantisedWeight, bias_N: Tensor | None, workspace: Workspace, name: str) -> None:
+        self._weight, self._bias, self._workspace, self._name = weight, bias_N, workspace, name
+
+    def __call__(self, x_TK: Tensor) -> Tensor:
+        weight_NK = self._weight.expand(x_TK.dtype)
+        return make_linear(weight_NK, self._bias, self._workspace, self._name)(x_TK)
+
+
+def make_linear(weight_NK: Weight, bias_N: Tensor | None, workspace: Workspace, name: str) -> LinearKernel:
     """The product for the workspace's device. `name` is the workspace buffer that holds results."""
+    if not isinstance(weight_NK, Tensor):
+        return QuantisedLinear(weight_NK, bias_N, workspace, name)
     if workspace.device.type == "cpu":
         return PackedLinear(weight_NK, bias_N, workspace, name)
     return TorchLinear(weight_NK, bias_N)
@@ -105,7 +122,7 @@ def make_linear(weight_NK: Tensor, bias_N: Tensor | None, workspace: Workspace, 
 class ColumnParallelLinear:
     """y = x @ W.T + b for this rank's rows of W: outputs stay split."""
 
-    def __init__(self, weight_NK: Tensor, bias_N: Tensor | None, workspace: Workspace, name: str) -> None:
+    def __init__(self, weight_NK: Weight, bias_N: Tensor | None, workspace: Workspace, name: str) -> None:
         self.product = make_linear(weight_NK, bias_N, workspace, name)
 
     def __call__(self, x_TK: Tensor) -> Tensor:
@@ -151,7 +168,7 @@ class RowParallelLinear:
     """y = sum over ranks of x_rank @ W_rank.T, plus the bias once (on rank 0): outputs are whole on every rank."""
 
     def __init__(
-        self, weight_NK: Tensor, bias_N: Tensor | None, group: TensorGroup, workspace: Workspace, name: str = "delta"
+        self, weight_NK: Weight, bias_N: Tensor | None, group: TensorGroup, workspace: Workspace, name: str = "delta"
     ) -> None:
         self.product = make_linear(weight_NK, bias_N if group.rank == 0 else None, workspace, name)
         self._group = group

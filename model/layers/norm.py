@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.kernels import pointwise
+from model.kernels import head_norm, pointwise
 from model.layers.workspace import Workspace
 
 
@@ -34,3 +34,22 @@ class RMSNorm:
         x = residual_TH.float()
         x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self._epsilon)
         return self._weight * x.to(residual_TH.dtype)
+
+
+class HeadNorm:
+    """The same norm over each query or key head of packed projections, in place."""
+
+    def __init__(self, weight_D: Tensor, epsilon: float, workspace: Workspace) -> None:
+        self._weight, self._epsilon, self._workspace = weight_D, epsilon, workspace
+
+    def __call__(self, qkv_TN: Tensor, first: int, count: int) -> None:
+        """Norm heads [first, first + count) of each token."""
+        rows, stride = qkv_TN.shape
+        size = self._weight.shape[0]
+        if qkv_TN.device.type == "cpu":
+            address, weight, threads = qkv_TN.data_ptr(), self._weight.data_ptr(), self._workspace.threads
+            head_norm.norm_heads(threads, address, weight, rows, stride, first, count, size, self._epsilon)
+            return
+        heads = qkv_TN.view(rows, -1, size)[:, first : first + count]
+        x = heads.float()
+        heads.copy_(self._weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self._epsilon)).to(heads.dtype))

@@ -1,4 +1,4 @@
-"""Rotary position embedding (Su et al., 2021) and Llama 3's stretching of it. Knows positions, no attention.
+"""Rotary position embedding (Su et al., 2021) and what stretches it to longer contexts. Knows positions, no attention.
 
 Checkpoints pair dimension i with i + D/2, so a head is rotated half against half. Angles are float32, as in the models'
 own code.
@@ -7,11 +7,12 @@ own code.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from model.config import ModelConfig, RopeConfig, UnsupportedModelError
+from model.config import RopeConfig, UnsupportedModelError
 from model.kernels import pointwise
 from model.layers.workspace import Workspace
 
@@ -35,7 +36,21 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
         return frequencies / float(scaling["factor"])
     if kind == "llama3":
         return _llama3(frequencies, scaling)
-    raise UnsupportedModelError(f"rope_scaling type {kind!r} is not served; supported: default, linear, llama3")
+    if kind == "yarn":
+        return _yarn(frequencies, scaling, rope.theta, head_dim)
+    raise UnsupportedModelError(f"rope_scaling type {kind!r} is not served; supported: default, linear, llama3, yarn")
+
+
+def magnitude(rope: RopeConfig) -> float:
+    """Factor of rotated queries and keys: YaRN sharpens attention by it (Peng et al., 2023, section 3.4), else 1."""
+    scaling = rope.scaling or {}
+    if scaling.get("rope_type", scaling.get("type")) != "yarn":
+        return 1.0
+    if scaling.get("attention_factor") is not None:
+        return float(scaling["attention_factor"])
+    mscale, all_dim = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    log_factor = 0.1 * math.log(max(1.0, scaling["factor"]))
+    return (mscale * log_factor + 1) / (all_dim * log_factor + 1) if mscale and all_dim else log_factor + 1
 
 
 def _llama3(frequencies: Tensor, scaling: dict[str, float]) -> Tensor:
@@ -49,14 +64,34 @@ def _llama3(frequencies: Tensor, scaling: dict[str, float]) -> Tensor:
     return torch.where(is_long, frequencies / factor, torch.where(is_short, frequencies, blended))
 
 
+def _yarn(frequencies: Tensor, scaling: dict[str, Any], theta: float, head_dim: int) -> Tensor:
+    """Stretch dimensions that turn less than `beta_slow` times in the old context by `factor`, keep those that turn
+    more than `beta_fast` times, blend between."""
+    old_context, factor = scaling["original_max_position_embeddings"], float(scaling["factor"])
+
+    def dimension(turns: float) -> float:
+        return head_dim * math.log(old_context / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low: float
+    high: float
+    low, high = dimension(scaling.get("beta_fast") or 32), dimension(scaling.get("beta_slow") or 1)
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    high += 0.001 if low == high else 0.0
+    ramp: Tensor = (torch.arange(head_dim // 2, dtype=torch.float32) - low) / (high - low)
+    stretched = ramp.clamp(0, 1)
+    return frequencies / factor * stretched + frequencies * (1 - stretched)
+
+
 class RotaryEmbedding:
     """Rotates queries and keys in place."""
 
-    def __init__(self, config: ModelConfig, workspace: Workspace) -> None:
-        self._frequencies = inverse_frequencies(config.rope, config.head_dim)
-        self._head_dim = config.head_dim
+    def __init__(self, rope: RopeConfig, head_dim: int, workspace: Workspace) -> None:
+        self._frequencies, self._magnitude = inverse_frequencies(rope, head_dim), magnitude(rope)
+        self._head_dim = head_dim
         self._workspace = workspace
-        self._table = torch.empty(0, config.head_dim, device=workspace.device)
+        self._table = torch.empty(0, head_dim, device=workspace.device)
 
     def reach(self, num_positions: int) -> None:
         """Make the table hold positions below `num_positions`: D/2 cosines, then D/2 sines each."""
@@ -64,7 +99,7 @@ class RotaryEmbedding:
             start = self._table.shape[0]
             positions = torch.arange(start, start + _CHUNK, dtype=torch.float32)
             angles = torch.outer(positions, self._frequencies)
-            rows = torch.cat((angles.cos(), angles.sin()), -1)
+            rows = torch.cat((angles.cos(), angles.sin()), -1) * self._magnitude
             self._table = torch.cat((self._table, rows.to(self._workspace.device)))
 
     def __call__(self, qkv_TN: Tensor, positions_T: Tensor, num_heads: int) -> None:

@@ -1,6 +1,6 @@
 """Memory that passes reuse: outputs of layers and scratch of kernels, by name. Knows sizes, no arithmetic.
 
-Each name has one buffer, grown to the largest pass so far: layers share it and steady decoding allocates nothing.
+Each name and width has one buffer, grown to the largest pass so far: layers share it, steady decoding allocates nothing.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ class Workspace:
         self.dtype = dtype
         self.threads = num_threads()
         """Threads that CPU kernels use; read when the shard is made."""
-        self._buffers: dict[str, Tensor] = {}
-        self._views: dict[tuple[str, int], Tensor] = {}
+        self._buffers: dict[tuple[str, int], Tensor] = {}
+        self._views: dict[tuple[str, int, int], Tensor] = {}
         self._rows = 0
         self._scratch = torch.zeros(scratch_elements(self.threads) if device.type == "cpu" else 0)
         self.scratch = self._scratch.data_ptr()
         """Address of scratch for `kernels.matmul`."""
 
     def take(self, name: str, rows: int, columns: int) -> Tensor:
-        """A [rows, columns] tensor with whatever the last user of that name left in it."""
-        view = self._views.get((name, rows))
+        """A [rows, columns] tensor with whatever the last user of that name and width left in it."""
+        view = self._views.get((name, rows, columns))
         if view is None:
             if rows != self._rows:
                 self._views.clear()
                 self._rows = rows
-            buffer = self._buffers.get(name)
-            if buffer is None or buffer.shape[0] < rows or buffer.shape[1] != columns:
+            buffer = self._buffers.get((name, columns))
+            if buffer is None or buffer.shape[0] < rows:
                 buffer = torch.empty(rows, columns, device=self.device, dtype=self.dtype)
-                self._buffers[name] = buffer
-            view = self._views[name, rows] = buffer[:rows]
+                self._buffers[name, columns] = buffer
+            view = self._views[name, rows, columns] = buffer[:rows]
         return view

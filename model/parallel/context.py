@@ -47,6 +47,16 @@ class TensorGroup(Protocol):
         """
         ...
 
+    def all_to_all(self, rows_NH: Tensor, counts: Sequence[Sequence[int]]) -> Tensor:
+        """Send each rank its rows; return those sent to this rank, by sender in rank order.
+
+        `counts[i][j]` rows go from rank i to rank j, the same on every rank; `rows_NH` holds this rank's by receiver.
+
+        Raises:
+            CollectiveError: as for `all_reduce`.
+        """
+        ...
+
     def leave(self) -> None:
         """This rank will not come again: what waits for it should fail now, not at its timeout. Safe in any state."""
         ...
@@ -97,6 +107,9 @@ class SingleRankGroup:
 
     def all_gather(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
         return x
+
+    def all_to_all(self, rows_NH: Tensor, counts: Sequence[Sequence[int]]) -> Tensor:
+        return rows_NH
 
     def leave(self) -> None:
         """Nobody waits."""

@@ -43,6 +43,8 @@ class ExpertShard:
 
     experts: Span = NOTHING
     """Experts of this rank's group on the expert axis."""
+    experts_of_rank: tuple[Span, ...] = ()
+    """The same of every tensor rank of the stage."""
     intermediate: Span = NOTHING
     """Columns of each of them."""
     shared_intermediate: Span = NOTHING
@@ -173,7 +175,8 @@ def split_experts(
     shared = (
         split_dim("shared intermediate_size", shared_size, weights, quantum) if shared_size else (NOTHING,) * dims.tp
     )
-    return tuple(ExpertShard(experts[rank // size], columns[rank], shared[rank]) for rank in range(dims.tp))
+    of_rank = tuple(experts[rank // size] for rank in range(dims.tp))
+    return tuple(ExpertShard(of_rank[rank], of_rank, columns[rank], shared[rank]) for rank in range(dims.tp))
 
 
 def split_dim(name: str, size: int, weights: Sequence[float], quantum: int = 1) -> tuple[Span, ...]:

@@ -26,6 +26,10 @@ class Backend(Protocol):
 
     def allgather(self, output_tensors: list[list[Tensor]], input_tensors: list[Tensor]) -> Work: ...
 
+    def alltoall_base(
+        self, output: Tensor, input: Tensor, output_split_sizes: list[int], input_split_sizes: list[int]
+    ) -> Work: ...
+
     def send(self, tensors: list[Tensor], rank: int, tag: int) -> Work: ...
 
     def recv(self, tensors: list[Tensor], rank: int, tag: int) -> Work: ...
@@ -97,6 +101,14 @@ class ProcessGroupTensorGroup:
         with self._running("all_gather"):
             self._backend.allgather([parts], [padded]).wait()
         return torch.cat([part[..., :size] for part, size in zip(parts, sizes, strict=True)], dim=-1)
+
+    def all_to_all(self, rows_NH: Tensor, counts: Sequence[Sequence[int]]) -> Tensor:
+        """See `TensorGroup.all_to_all`."""
+        received = [row[self.rank] for row in counts]
+        output = rows_NH.new_empty(sum(received), rows_NH.shape[1])
+        with self._running("all_to_all"):
+            self._backend.alltoall_base(output, rows_NH.contiguous(), received, list(counts[self.rank])).wait()
+        return output
 
     def leave(self) -> None:
         """Nothing to say: the sockets close with the process, and destroying a group with a dead peer can hang."""

@@ -22,8 +22,8 @@ from model.parallel.shared_memory import LEFT, Bytes
 SLOT_BYTES = 1 << 20
 """One buffer of one rank. Larger tensors go in pieces of this size, which stay in the L2 cache."""
 _LINE = 64
-_NAMES = ("all_reduce", "all_gather")
-_ALL_REDUCE, _ALL_GATHER = range(2)
+_NAMES = ("all_reduce", "all_gather", "all_to_all")
+_ALL_REDUCE, _ALL_GATHER, _ALL_TO_ALL = range(3)
 
 
 class _Buffer:
@@ -104,6 +104,27 @@ class SharedMemoryGroup:
             gathered = torch.cat(self._gather_in_pieces(x, sizes, rows), dim=-1)
         self._progress.bump("compute")
         return gathered
+
+    def all_to_all(self, rows_NH: Tensor, counts: Sequence[Sequence[int]]) -> Tensor:
+        """See `TensorGroup.all_to_all`. Each rank shows all that it sends; receivers take their part of it."""
+        self._progress.bump(f"all_to_all {self._sequence + 1}")
+        width, capacity = rows_NH.shape[1], self._slot_bytes // rows_NH.element_size()
+        sent = [sum(row) * width for row in counts]
+        starts = [sum(row[: self.rank]) * width for row in counts]
+        received = [rows_NH.new_empty(row[self.rank] * width) for row in counts]
+        flat = rows_NH.contiguous().view(-1)
+        for piece in range(0, max(sent), capacity):
+            buffers = self._next_buffers()
+            own = flat[piece : piece + capacity]
+            _elements(buffers[self.rank], rows_NH.dtype, own.numel()).copy_(own)
+            self._exchange(buffers, _ALL_TO_ALL, sum(sent))
+            for buffer, start, part in zip(buffers, starts, received, strict=True):
+                first, last = max(start, piece), min(start + part.numel(), piece + capacity)
+                if first < last:
+                    shown = _elements(buffer, rows_NH.dtype, last - piece)
+                    part[first - start : last - start] = shown[first - piece :]
+        self._progress.bump("compute")
+        return torch.cat(received).view(-1, width)
 
     def leave(self) -> None:
         """Tell the others that this rank will not come again: their waits end at once."""

@@ -62,6 +62,6 @@ def test_unserved_options_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=r"hidden_act 'gelu'.*silu"):
         Passes.load(tmp_path)
     config = ModelConfig.from_checkpoint(tmp_path)
-    yarn = type(config.rope)(theta=1e4, scaling={"rope_type": "yarn", "factor": 2.0})
-    with pytest.raises(UnsupportedModelError, match=r"'yarn'.*llama3"):
-        inverse_frequencies(yarn, 16)
+    dynamic = type(config.rope)(theta=1e4, scaling={"rope_type": "dynamic", "factor": 2.0})
+    with pytest.raises(UnsupportedModelError, match=r"'dynamic'.*llama3"):
+        inverse_frequencies(dynamic, 16)
