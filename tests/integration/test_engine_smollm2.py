@@ -27,8 +27,7 @@ TEXTS = (
     "A list of prime numbers: 2, 3, 5, 7,",
     "The opposite of hot is",
 )
-NUM_TOKENS = 16
-
+NUM_TOKENS = 12
 
 Greedy = Callable[[list[int], list[int]], list[int]]
 
