@@ -29,6 +29,7 @@ class AskOptions:
     min_p: float | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    response_format: inference_pb2.ResponseFormat | None = None
     timeout: float = 600.0
 
     def request(self, model: str, source: str | inference_pb2.Chat) -> inference_pb2.GenerateRequest:
@@ -44,6 +45,8 @@ class AskOptions:
             if (value := getattr(self, name)) is not None:
                 setattr(request.sampling, name, value)
         request.stop.strings.extend(self.stop)
+        if self.response_format is not None:
+            request.response_format.CopyFrom(self.response_format)
         return request
 
 

@@ -12,8 +12,10 @@ from argosy.internal.v1 import control_pb2, replica_pb2_grpc
 from cluster import rpc
 from cluster.clock import Clock, SystemClock
 from cluster.launch import EngineAddresses, EngineSpec
+from cluster.replica.constraints import Constraints
 from cluster.replica.engine import Engine
 from cluster.replica.executor import Executor
+from cluster.replica.grammars import Grammars
 from cluster.replica.plan import SchedulerConfig
 from cluster.replica.scheduler import Scheduler
 from cluster.replica.service import ReplicaService
@@ -42,11 +44,14 @@ class EngineActor:
         clock = clock or SystemClock()
         model = ModelConfig.from_checkpoint(replica.directory)
         self._executor = Executor(replica, partition(model, replica.dims), clock)
+        self._grammars = Grammars(replica.directory, model.vocab_size, model.eos_token_ids)
+        self._constraints = Constraints(self._grammars)
         self._engine = Engine(
             epoch=replica.epoch,
             num_stages=replica.dims.pp,
             limits=Limits(vocab_size=model.vocab_size, context_length=replica.context_length),
             scheduler=Scheduler(_scheduler_config(spec)),
+            constraints=self._constraints,
             ranks=self._executor,
             clock=clock,
         )
@@ -63,6 +68,7 @@ class EngineActor:
         service = rpc.listen(self._server, f"{self._spec.host}:0", key="engine")
         await self._server.start()
         self._loop = asyncio.create_task(self._engine.run())
+        self._grammars.warm_up()
         self._addresses = EngineAddresses(service=service, step_channel=step_channel)
         logger.info("routers: %s, workers: %s", service, step_channel)
         return self._addresses
@@ -90,6 +96,7 @@ class EngineActor:
         await self._server.stop(STOP_SECONDS)
         if self._loop:
             self._loop.cancel()
+        self._constraints.close()
 
 
 def _scheduler_config(spec: EngineSpec) -> SchedulerConfig:

@@ -27,7 +27,8 @@ from cluster.errors import Reason, ServiceError
 from cluster.ids import Epoch
 from cluster.protocol import REPLICA_PROTOCOL_VERSION
 from cluster.replica.connection import Connection
-from cluster.replica.plan import EndReason, Refused, RequestKey, SequenceEvent, StepPlan
+from cluster.replica.constraints import Constraints
+from cluster.replica.plan import EndReason, Refused, Request, RequestKey, SequenceEvent, StepPlan
 from cluster.replica.scheduler import Scheduler
 from cluster.replica.step_message import step_input
 from cluster.replica.step_times import StepTimes
@@ -80,7 +81,14 @@ class Engine:
     """The loop of one epoch."""
 
     def __init__(
-        self, epoch: Epoch, num_stages: int, limits: Limits, scheduler: Scheduler, ranks: Ranks, clock: Clock
+        self,
+        epoch: Epoch,
+        num_stages: int,
+        limits: Limits,
+        scheduler: Scheduler,
+        constraints: Constraints,
+        ranks: Ranks,
+        clock: Clock,
     ) -> None:
         self.state: control_pb2.ReplicaState = control_pb2.REPLICA_STATE_LOADING
         self.reason = ""
@@ -88,12 +96,14 @@ class Engine:
         self._epoch = epoch
         self._limits = limits
         self._scheduler = scheduler
+        self._constraints = constraints
         self._ranks = ranks
         self._clock = clock
         self._max_in_flight = num_stages + 1
         self._connections: dict[int, Connection] = {}
         self._connection_ids = itertools.count(1)
         self._live: dict[RequestKey, _Live] = {}
+        self._opening: set[asyncio.Task[None]] = set()
         self._flights: deque[_Flight] = deque()
         self._times = StepTimes()
         self._awake = asyncio.Event()
@@ -137,7 +147,11 @@ class Engine:
             if self.state != control_pb2.REPLICA_STATE_READY:
                 self._end_all_choices(live, replica_pb2.END_REASON_ERROR, "the replica takes no new requests")
                 return
-            self._scheduler.submit(read_spec(spec, key, self._limits, now), now)
+            request = read_spec(spec, key, self._limits, now)
+            if request.needs_permits:
+                self._open_later(live, request)
+            else:
+                self._scheduler.submit(request, now)
         except Refused as refusal:
             self._end_all_choices(live, replica_pb2.END_REASON_REFUSED, str(refusal))
             return
@@ -147,6 +161,30 @@ class Engine:
             return
         self._live[key] = live
         self._idle.clear()
+        self._awake.set()
+
+    def _open_later(self, live: _Live, request: Request) -> None:
+        """Queue a request with a grammar once that is compiled; what runs goes on meanwhile."""
+        task = asyncio.get_running_loop().create_task(self._open(live, request))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    async def _open(self, live: _Live, request: Request) -> None:
+        end = detail = None
+        try:
+            places = await self._constraints.open(live.spec)
+            if self._live.get(request.key) is not live:
+                return  # given up meanwhile
+            self._scheduler.submit(request, self._clock.monotonic())
+            self._constraints.admit(request.key, places)
+        except Refused as refusal:
+            end, detail = replica_pb2.END_REASON_REFUSED, str(refusal)
+        except Exception as error:  # no request may end the engine
+            logger.exception("request %s could not be constrained", live.spec.request_id)
+            end, detail = replica_pb2.END_REASON_ERROR, type(error).__name__
+        if end is not None and detail is not None and self._live.get(request.key) is live:
+            self._end_all_choices(live, end, detail)
+            self._forget(request.key)
         self._awake.set()
 
     def cancel(self, connection: Connection, stream_id: int) -> None:
@@ -198,7 +236,7 @@ class Engine:
     # The loop
 
     async def run(self) -> None:
-        """Wake for new requests, cancels, credits and deadlines until the epoch ends."""
+        """Wake for new requests, cancels, credits, masks and deadlines until the epoch ends."""
         while self.state != control_pb2.REPLICA_STATE_FAILED:
             deadline = self._scheduler.next_deadline
             timer = None
@@ -235,6 +273,7 @@ class Engine:
         """End what is due, then plan and send as many steps as may be in flight."""
         if self.state not in (control_pb2.REPLICA_STATE_READY, control_pb2.REPLICA_STATE_DRAINING):
             return
+        self._permit()
         now = self._clock.monotonic()
         self._load = None
         for event in self._scheduler.expire(now):
@@ -242,9 +281,18 @@ class Engine:
         while len(self._flights) < self._max_in_flight and (plan := self._scheduler.plan(now)):
             self._send(plan)
 
+    def _permit(self) -> None:
+        """Let constrained choices go on whose masks are there, and end those whose grammar has become too costly."""
+        for (key, choice), can_go_on in self._constraints.settle(self._awake.set):
+            if can_go_on:
+                self._scheduler.permit(key, choice)
+            elif live := self._live.get(key):
+                self._end_all_choices(live, replica_pb2.END_REASON_REFUSED, "grammar: it is too costly to follow")
+                self._drop(key)
+
     def _send(self, plan: StepPlan) -> None:
         specs = {slot.key: self._live[slot.key].spec for slot in plan.opened}
-        message = step_input(plan, self._epoch, specs)
+        message = step_input(plan, self._epoch, specs, self._constraints.masks(plan.rows))
         flight = _Flight(plan, self._times.predict(plan.num_prefill_tokens), self._reporting(plan))
         self._flights.append(flight)
         longest = max(flight.predicted_seconds for flight in self._flights)
@@ -296,7 +344,10 @@ class Engine:
             indices = range(event.first_index, event.first_index + len(event.token_ids))
             delta.logprobs.extend(live.logprobs.pop((event.choice, index)) for index in indices)
         live.connection.add(delta)
-        if event.end:
+        if not event.end:
+            self._constraints.advance(event.key, event.choice, event.token_ids[-1])
+        else:
+            self._constraints.forget(event.key, event.choice)
             live.open_choices.discard(event.choice)
             if not live.open_choices:
                 self._forget(event.key)
@@ -319,6 +370,8 @@ class Engine:
         self._awake.set()
 
     def _forget(self, key: RequestKey) -> None:
-        self._live.pop(key, None)
+        live = self._live.pop(key, None)
+        for choice in live.open_choices if live else ():
+            self._constraints.forget(key, choice)
         if not self._live:
             self._idle.set()

@@ -93,6 +93,9 @@ class Request:
     """Only requests of equal domain share blocks."""
     credit: int | None = None
     """Tokens that may be generated before `add_credit`, all choices together. None: no limit."""
+    needs_permits: bool = False
+    """After each token of a choice the next may be sampled only when `permit` says so: what it may be depends on the
+    one before, which must be known first. Each choice begins with a permit."""
 
 
 class PlannedRow(NamedTuple):

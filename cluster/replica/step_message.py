@@ -14,8 +14,18 @@ LAST_SAMPLED = (-1,)
 """On the wire: the token that the slot sampled last."""
 
 
-def step_input(plan: StepPlan, epoch: Epoch, specs: Mapping[RequestKey, replica_pb2.GenerationSpec]) -> bytes:
-    """The framed-to-be `EngineMessage`; `specs` holds every request that the plan opens a slot for."""
+def step_input(
+    plan: StepPlan,
+    epoch: Epoch,
+    specs: Mapping[RequestKey, replica_pb2.GenerationSpec],
+    masks: Mapping[int, bytes],
+) -> bytes:
+    """The framed-to-be `EngineMessage`.
+
+    Args:
+        specs: every request that the plan opens a slot for.
+        masks: by row, the tokens that may be sampled; rows without one may sample all.
+    """
     token_ids: list[int] = []
     new_block_ids: list[int] = []
     for row in plan.rows:
@@ -33,6 +43,7 @@ def step_input(plan: StepPlan, epoch: Epoch, specs: Mapping[RequestKey, replica_
         row_num_new_blocks=_int32([len(row.new_block_ids) for row in plan.rows]),
         new_block_ids=_int32(new_block_ids),
         row_samples=bytes([row.samples for row in plan.rows]),
+        masks=[step_pb2.RowMask(row=row, mask=mask) for row, mask in masks.items()],
         block_copies=_int32([block for copy in plan.block_copies for block in copy]),
     )
     return step_pb2.EngineMessage(step=message).SerializeToString()

@@ -44,7 +44,6 @@ def read_spec(spec: replica_pb2.GenerationSpec, key: RequestKey, limits: Limits,
     _require(len(spec.cache_domain) <= MAX_ID_BYTES, "cache_domain: too long")
     _require(spec.top_logprobs <= MAX_TOP_LOGPROBS, f"top_logprobs: at most {MAX_TOP_LOGPROBS}")
     _require(spec.initial_credit >= 1, "initial_credit: must be at least 1")
-    _require(not spec.HasField("grammar"), "grammar: this replica serves free text only")
     return Request(
         key=key,
         prompt=tuple(spec.prompt_token_ids),
@@ -56,6 +55,7 @@ def read_spec(spec: replica_pb2.GenerationSpec, key: RequestKey, limits: Limits,
         priority=spec.priority,
         cache_domain=spec.cache_domain,
         credit=spec.initial_credit,
+        needs_permits=spec.HasField("grammar"),
     )
 
 

@@ -107,6 +107,7 @@ async def serve(
         finally:
             for task in tasks:
                 task.cancel()
+            catalogue.close()
             await asyncio.gather(*tasks, return_exceptions=True)
             await fleet.close()
             await server.stop(None)

@@ -80,7 +80,7 @@ def test_a_plan_is_written_as_the_wire_says() -> None:
         num_decode_tokens=1,
         context_tokens=0,
     )
-    message = step_pb2.EngineMessage.FromString(step_input(plan, Epoch(9), {"a": spec})).step
+    message = step_pb2.EngineMessage.FromString(step_input(plan, Epoch(9), {"a": spec}, {})).step
     arrays = {
         "closed_slots": [5],
         "row_slots": [1, 0],
