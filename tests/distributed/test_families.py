@@ -1,23 +1,21 @@
-"""Every family's logits are transformers' in float32, after a prompt and after each decoded token, however it is cut."""
+"""Every family's logits, of a prompt and of decoded tokens, are transformers' in float32, however the model is cut."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from model.config import ModelConfig
-from model.parallel.context import ParallelContext
+from model.config import SUPPORTED_ARCHITECTURES, ModelConfig, UnsupportedModelError
 from model.parallel.dims import ParallelDims
+from model.registry import ARCHITECTURES
+from model.weights.tables import TABLES
 from tests.support.passes import Passes
-from tests.support.thread_ranks import run_threads
 from tests.support.tiny_families import YARN, save_family
+from tests.support.traces import PROMPT, check_logits, relative_error
 
-PROMPT = [int(token) for token in np.random.default_rng(3).integers(0, 131, 37)]
-NUM_DECODED = 32
 DENSE_CUTS = [
     ParallelDims(),
     ParallelDims(2),
@@ -83,54 +81,28 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def trace(context: ParallelContext, directory: str, chunk: int) -> tuple[list[int], list[np.ndarray]]:
-    """On any rank: a greedy answer, its prompt taken `chunk` tokens a pass, and this rank's logits of each."""
-    passes = Passes.load(Path(directory), context)
-    logits: list[np.ndarray] = []
-    forward = passes.shard.stage.forward
-
-    def recording(batch: Any) -> Any:
-        result = forward(batch)
-        if context.shard.is_last_stage and batch.sampling:
-            logits.append(result.numpy().copy())
-        return result
-
-    passes.shard.stage.forward = recording  # type: ignore[method-assign]
-    running = passes.add(PROMPT)
-    while running.computed + chunk < len(PROMPT):
-        passes.step([(running, chunk)])
-    passes.decode([running], NUM_DECODED)
-    return running.answer, logits
-
-
-def expected_logits(reference: Any, answer: list[int]) -> np.ndarray:
-    with torch.inference_mode():
-        logits = reference(torch.tensor([PROMPT + answer[:-1]])).logits
-    return logits[0, len(PROMPT) - 1 :].numpy()
-
-
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_logits_equal_transformers(variant: str, tmp_path: Path) -> None:
     family, changes = VARIANTS[variant]
     reference = save_family(tmp_path, family, **changes)
-    config = ModelConfig.from_checkpoint(tmp_path)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # ranks are threads here
-    try:
-        expected = None
-        for dims in EXPERT_CUTS if config.experts else DENSE_CUTS:
-            for chunk in (len(PROMPT), 7):
-                results = run_threads(config, dims, trace, str(tmp_path), chunk)[dims.tp * (dims.pp - 1) :]
-                answers = [answer for answer, _ in results]
-                assert all(answer == answers[0] for answer in answers)
-                found = np.concatenate([np.concatenate(logits) for _, logits in results], axis=1)
-                if expected is None:
-                    answer, expected = answers[0], expected_logits(reference, answers[0])
-                assert answers[0] == answer == expected.argmax(-1).tolist()
-                assert relative_error(found, expected) <= 1e-4, (dims, chunk)
-    finally:
-        torch.set_num_threads(threads)
+    has_experts = ModelConfig.from_checkpoint(tmp_path).experts is not None
+    check_logits(tmp_path, reference, EXPERT_CUTS if has_experts else DENSE_CUTS, (len(PROMPT), 7))
+
+
+def test_each_prompt_position_equals_transformers(tmp_path: Path) -> None:
+    """One pass over every prefix of the prompt: rows of all lengths, windows that end inside and outside of them."""
+    reference = save_family(
+        tmp_path, "Gemma3", layer_types=["sliding_attention", "full_attention", "sliding_attention"]
+    )
+    passes = Passes.load(tmp_path)
+    rows = [(passes.add(PROMPT[:length]), length) for length in range(1, len(PROMPT) + 1)]
+    with torch.inference_mode():
+        found = passes.shard.stage.forward(passes.batch(rows)).numpy()
+        expected = reference(torch.tensor([PROMPT])).logits[0].numpy()
+    assert relative_error(found, expected) <= 1e-4
+
+
+def test_other_architectures_are_refused_by_name_with_the_list(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"'FalconForCausalLM' is not served; supported: Llama.*DeepseekV3"):
+        ModelConfig.from_dict({"architectures": ["FalconForCausalLM"]})
+    assert set(ARCHITECTURES) == set(TABLES) == set(SUPPORTED_ARCHITECTURES)
