@@ -5,6 +5,7 @@ Knows files and limits; starts nothing. Errors are `ConfigurationError`s of one 
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -32,6 +33,16 @@ def _check_host_port(value: str) -> str:
     if not host or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"{value!r} is not host:port, such as 127.0.0.1:50051")
     return value
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 HostPort = Annotated[str, AfterValidator(_check_host_port)]
@@ -140,6 +151,14 @@ class LedgerConfig(_Section):
     """A router that says nothing for so long is taken for dead, and its open requests are settled."""
 
 
+class IdentityConfig(_Section):
+    """Who may call the router."""
+
+    mode: Literal["auto", "anonymous", "required"] = "auto"
+    """required: calls need credentials. anonymous: calls without any are served too. auto: anonymous while
+    `router.listen` is a loopback address, and otherwise the router refuses to start."""
+
+
 class ArgosyConfig(_Section):
     """A region."""
 
@@ -157,6 +176,27 @@ class ArgosyConfig(_Section):
     """The Ray cluster."""
     ledger: LedgerConfig = LedgerConfig()
     """Usage, tenants and keys."""
+    identity: IdentityConfig = IdentityConfig()
+    """Credentials."""
+
+    @property
+    def serves_anonymous(self) -> bool:
+        """Whether calls without credentials are served.
+
+        Raises:
+            ConfigurationError: nobody decided it for a router that others can reach, or keys have no place.
+        """
+        mode = self.identity.mode
+        if mode == "required" and self.ledger.store == "memory":
+            raise ConfigurationError("identity.mode: `required` needs tenants, and ledger.store: memory has none")
+        if mode != "auto":
+            return mode == "anonymous"
+        if not _is_loopback(self.router.listen):
+            raise ConfigurationError(
+                f"identity.mode: router.listen {self.router.listen} can be reached by others; set `required`, "
+                "or `anonymous` to serve whoever comes"
+            )
+        return True
 
     @property
     def ledger_path(self) -> Path:

@@ -60,7 +60,7 @@ TABLES = (
         hash TEXT NOT NULL,
         tenant TEXT NOT NULL REFERENCES tenants (tenant),
         label TEXT NOT NULL,
-        roles TEXT NOT NULL,
+        scopes TEXT NOT NULL,
         created_at DOUBLE PRECISION NOT NULL,
         expires_at DOUBLE PRECISION,
         revoked_at DOUBLE PRECISION

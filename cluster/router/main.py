@@ -14,12 +14,18 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from argosy.v1 import inference_pb2_grpc, models_pb2_grpc
+from argosy.v1 import admin_pb2, admin_pb2_grpc, inference_pb2_grpc, models_pb2_grpc, usage_pb2, usage_pb2_grpc
 from cluster import rpc
 from cluster.clock import Clock, SystemClock
 from cluster.config import ArgosyConfig
+from cluster.identity.administration import Administration
+from cluster.identity.authenticator import Authenticator
+from cluster.identity.interceptor import IdentityInterceptor
+from cluster.identity.keys import SECRET_FILE, read_secret
 from cluster.ids import RouterId, new_router_id
+from cluster.ledger.ledger import StoredLedger
 from cluster.ledger.opening import open_ledger
+from cluster.router.admin import AdminService, UsageService
 from cluster.router.catalogue import Catalogue
 from cluster.router.directory import watch_directory
 from cluster.router.fleet import Fleet, ModelTraffic
@@ -31,6 +37,8 @@ from cluster.telemetry import RouterMetrics
 
 log = logging.getLogger(__name__)
 
+ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
+USAGE = usage_pb2.DESCRIPTOR.services_by_name["UsageService"].full_name
 DRAIN_CHECK_SECONDS = 0.05
 FLUSH_SECONDS = 1.0
 """Time for the statuses of cut streams to reach their clients."""
@@ -83,14 +91,20 @@ async def serve(
     """
     clock = clock or SystemClock()
     router_id = new_router_id()
+    anonymous = config.serves_anonymous
     async with _opened(ledger, config, clock, router_id) as ledger:
         catalogue = Catalogue.load(config)
         traffic = {model.name: ModelTraffic(model.block_size, model.batch_tokens) for model in catalogue.values()}
         fleet = Fleet(router_id, clock, rng or random.Random(), traffic)  # noqa: S311 (breaks ties, hides nothing)
         metrics = metrics or RouterMetrics()
         service = InferenceService(catalogue, fleet, ledger, metrics, clock, config.router, config.region)
+        books = ledger if isinstance(ledger, StoredLedger) else None
+        secret = read_secret(config.ledger_path.with_name(SECRET_FILE)) if books else b""
+        authenticator = Authenticator(books, secret, clock, anonymous=anonymous)
         servicer = health.aio.HealthServicer()
-        server = _server(config, service, ModelService(catalogue, fleet), servicer)
+        server = _server(config, service, ModelService(catalogue, fleet), servicer, authenticator)
+        if books is not None:
+            _add_management(server, books, Administration(books, secret, clock), authenticator)
         tasks: list[asyncio.Task[Any]] = [model.loading for model in catalogue.values()]
         try:
             address = rpc.listen(server, config.router.listen, "router.listen")
@@ -129,21 +143,35 @@ async def _opened(
 
 
 def _server(
-    config: ArgosyConfig, service: InferenceService, models: ModelService, servicer: health.aio.HealthServicer
+    config: ArgosyConfig,
+    service: InferenceService,
+    models: ModelService,
+    servicer: health.aio.HealthServicer,
+    authenticator: Authenticator,
 ) -> grpc.aio.Server:
     """The public server with every service on it, not yet listening."""
     server = rpc.server(
         link=rpc.Link.PUBLIC,
         default_deadline=config.router.default_deadline_seconds,
         max_receive=config.router.max_message,
+        interceptors=[IdentityInterceptor(authenticator)],
     )
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     models_pb2_grpc.add_ModelServiceServicer_to_server(models, server)  # type: ignore[no-untyped-call]
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     if config.router.reflection:
-        names = (INFERENCE, MODELS, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (INFERENCE, MODELS, ADMIN, USAGE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
     return server
+
+
+def _add_management(
+    server: grpc.aio.Server, ledger: StoredLedger, administration: Administration, authenticator: Authenticator
+) -> None:
+    """The services that need a database."""
+    admin, usage = AdminService(administration, authenticator), UsageService(ledger)
+    admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)  # type: ignore[no-untyped-call]
+    usage_pb2_grpc.add_UsageServiceServicer_to_server(usage, server)  # type: ignore[no-untyped-call]
 
 
 async def _until_stopped(stop: asyncio.Event, catalogue: Catalogue) -> None:

@@ -21,7 +21,8 @@ from argosy.v1 import inference_pb2_grpc
 from cluster import rpc
 from cluster.clock import Clock
 from cluster.config import RouterConfig
-from cluster.errors import QuotaViolation, Reason, ServiceError
+from cluster.errors import FieldViolation, QuotaViolation, Reason, ServiceError
+from cluster.identity.principal import current_caller
 from cluster.ids import RequestId, new_request_id
 from cluster.ledger.records import Ending, Reservation, Settlement
 from cluster.prefix import block_keys
@@ -36,9 +37,8 @@ from cluster.telemetry import RouterMetrics
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-CACHE_DOMAIN = b""
-"""One domain for all, until requests have tenants."""
 DRAIN_RETRY_SECONDS = 1.0
+MAX_IDEMPOTENCY_KEY = 128
 
 
 @dataclass(slots=True)
@@ -126,6 +126,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     async def _serve(self, request: api.GenerateRequest, model: ServedModel, context: Context) -> None:
         arrived = self._clock.monotonic()
+        current_caller().check_use(model.name, self._region)
+        _check_idempotency_key(request.idempotency_key)
         check(request, model.limits)
         await judge(request, model.grammars)
         prompt = await model.tokenise(request)
@@ -135,7 +137,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             model.limits,
             request_id=new_request_id(),
             seed=secrets.randbits(64),
-            cache_domain=CACHE_DOMAIN,
+            cache_domain=current_caller().cache_domain,
         )
         call = await self._open(request, spec, prompt, model, arrived)
         self._streams.add(call.stream)
@@ -146,6 +148,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             call.ending = Ending.EXPIRED if error.reason is Reason.DEADLINE else Ending.FAILED
             raise
         finally:
+            if call.ending is Ending.CANCELLED and not rpc.time_left():
+                call.ending = Ending.EXPIRED
             self._streams.discard(call.stream)
             call.stream.close()
             await self._settle(call)
@@ -161,12 +165,23 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         """Everything that can refuse a valid request, then its entry in the ledger."""
         tokenizer = await model.tokenizer()
         answer = Answer(spec, request.stop, tokenizer, prompt)
-        keys = block_keys(CACHE_DOMAIN, model.revision, prompt, model.block_size)
+        keys = block_keys(spec.cache_domain, model.revision, prompt, model.block_size)
         deadline = self._clock.monotonic() + rpc.time_left()
         stream = LiveStream(spec, model.name, keys, self._fleet, self._clock, deadline, self._limits.coalesce_seconds)
         request_id = RequestId(spec.request_id)
         most = spec.max_tokens * len(spec.choices)
-        reservation = Reservation(request_id, model.name, len(prompt), most, region=self._region)
+        caller = current_caller()
+        reservation = Reservation(
+            request_id,
+            model.name,
+            len(prompt),
+            most,
+            tenant=caller.tenant,
+            subject=caller.subject,
+            region=self._region,
+            idempotency_key=request.idempotency_key or None,
+            limits=caller.policy.limits,
+        )
         row = await self._ledger.open(reservation)
         return Call(model, request_id, arrived, stream, answer, row, len(prompt))
 
@@ -231,3 +246,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         metrics.request_seconds.labels(name).observe(self._clock.monotonic() - call.arrived)
         if call.ending is Ending.COMPLETE:
             self._fleet.observe_answer(name, tokens // max(len(call.answer), 1))
+
+
+def _check_idempotency_key(key: str) -> None:
+    if len(key) > MAX_IDEMPOTENCY_KEY:
+        violation = FieldViolation("idempotency_key", f"must be at most {MAX_IDEMPOTENCY_KEY} characters")
+        raise ServiceError(Reason.INVALID_FIELD, violations=(violation,))

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61rgosy/v1/inference.proto\x12\targosy.v1\x1a\x1egoogle/protobuf/duration.proto\"\xb0\x03\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x13.argosy.v1.TokenIdsH\x00\x12\x1f\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x0f.argosy.v1.ChatH\x00\x12\x17\n\nmax_tokens\x18\x05 \x01(\rH\x01\x88\x01\x01\x12%\n\x08sampling\x18\x06 \x01(\x0b\x32\x13.argosy.v1.Sampling\x12\x1d\n\x04stop\x18\x07 \x01(\x0b\x32\x0f.argosy.v1.Stop\x12\x18\n\x0bnum_choices\x18\x08 \x01(\rH\x02\x88\x01\x01\x12\x19\n\x0ctop_logprobs\x18\t \x01(\rH\x03\x88\x01\x01\x12\x30\n\x0epriority_class\x18\n \x01(\x0e\x32\x18.argosy.v1.PriorityClass\x12\x32\n\x0fresponse_format\x18\x0b \x01(\x0b\x32\x19.argosy.v1.ResponseFormatB\x07\n\x05inputB\r\n\x0b_max_tokensB\x0e\n\x0c_num_choicesB\x0f\n\r_top_logprobs\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"0\n\x04\x43hat\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.argosy.v1.ChatMessage\"=\n\x0b\x43hatMessage\x12\x1d\n\x04role\x18\x01 \x01(\x0e\x32\x0f.argosy.v1.Role\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xb6\x03\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x36\n\nlogit_bias\x18\t \x03(\x0b\x32\".argosy.v1.Sampling.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x07\n\x05_seedB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penalty\"Z\n\x04Stop\x12\x0f\n\x07strings\x18\x01 \x03(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x1a\n\x12ignore_end_of_text\x18\x03 \x01(\x08\x12\x12\n\nmin_tokens\x18\x04 \x01(\r\"U\n\x0eResponseFormat\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x11\n\x07grammar\x18\x03 \x01(\tH\x00\x42\x08\n\x06\x66ormat\"\x8e\x01\n\x10GenerateResponse\x12%\n\x07started\x18\x01 \x01(\x0b\x32\x12.argosy.v1.StartedH\x00\x12!\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x10.argosy.v1.DeltaH\x00\x12\'\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x13.argosy.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"Q\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x0c\n\x04seed\x18\x04 \x01(\x04\"v\n\x05\x44\x65lta\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06\x63hoice\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12*\n\x08logprobs\x18\x05 \x03(\x0b\x32\x18.argosy.v1.TokenLogprobs\"F\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12$\n\x03top\x18\x02 \x03(\x0b\x32\x17.argosy.v1.TokenLogprob\"1\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\x90\x01\n\x08\x46inished\x12)\n\x07\x63hoices\x18\x01 \x03(\x0b\x32\x18.argosy.v1.ChoiceOutcome\x12\x1f\n\x05usage\x18\x02 \x01(\x0b\x32\x10.argosy.v1.Usage\x12\x15\n\rlast_sequence\x18\x03 \x01(\x04\x12!\n\x06timing\x18\x04 \x01(\x0b\x32\x11.argosy.v1.Timing\"]\n\rChoiceOutcome\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\'\n\x06reason\x18\x02 \x01(\x0e\x32\x17.argosy.v1.FinishReason\x12\x13\n\x0bstop_string\x18\x03 \x01(\t\"W\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\"j\n\x06Timing\x12\x36\n\x13time_to_first_token\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04*\x87\x01\n\rPriorityClass\x12\x1e\n\x1aPRIORITY_CLASS_UNSPECIFIED\x10\x00\x12\x1e\n\x1aPRIORITY_CLASS_INTERACTIVE\x10\x01\x12\x1c\n\x18PRIORITY_CLASS_SHEDDABLE\x10\x02\x12\x18\n\x14PRIORITY_CLASS_BATCH\x10\x03*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32Y\n\x10InferenceService\x12\x45\n\x08Generate\x12\x1a.argosy.v1.GenerateRequest\x1a\x1b.argosy.v1.GenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x61rgosy/v1/inference.proto\x12\targosy.v1\x1a\x1egoogle/protobuf/duration.proto\"\xc9\x03\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x06prompt\x18\x02 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x13.argosy.v1.TokenIdsH\x00\x12\x1f\n\x04\x63hat\x18\x04 \x01(\x0b\x32\x0f.argosy.v1.ChatH\x00\x12\x17\n\nmax_tokens\x18\x05 \x01(\rH\x01\x88\x01\x01\x12%\n\x08sampling\x18\x06 \x01(\x0b\x32\x13.argosy.v1.Sampling\x12\x1d\n\x04stop\x18\x07 \x01(\x0b\x32\x0f.argosy.v1.Stop\x12\x18\n\x0bnum_choices\x18\x08 \x01(\rH\x02\x88\x01\x01\x12\x19\n\x0ctop_logprobs\x18\t \x01(\rH\x03\x88\x01\x01\x12\x30\n\x0epriority_class\x18\n \x01(\x0e\x32\x18.argosy.v1.PriorityClass\x12\x32\n\x0fresponse_format\x18\x0b \x01(\x0b\x32\x19.argosy.v1.ResponseFormat\x12\x17\n\x0fidempotency_key\x18\x0c \x01(\tB\x07\n\x05inputB\r\n\x0b_max_tokensB\x0e\n\x0c_num_choicesB\x0f\n\r_top_logprobs\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"0\n\x04\x43hat\x12(\n\x08messages\x18\x01 \x03(\x0b\x32\x16.argosy.v1.ChatMessage\"=\n\x0b\x43hatMessage\x12\x1d\n\x04role\x18\x01 \x01(\x0e\x32\x0f.argosy.v1.Role\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xb6\x03\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_k\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x36\n\nlogit_bias\x18\t \x03(\x0b\x32\".argosy.v1.Sampling.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_kB\x08\n\x06_top_pB\x08\n\x06_min_pB\x07\n\x05_seedB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penalty\"Z\n\x04Stop\x12\x0f\n\x07strings\x18\x01 \x03(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x1a\n\x12ignore_end_of_text\x18\x03 \x01(\x08\x12\x12\n\nmin_tokens\x18\x04 \x01(\r\"U\n\x0eResponseFormat\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x11\n\x07grammar\x18\x03 \x01(\tH\x00\x42\x08\n\x06\x66ormat\"\x8e\x01\n\x10GenerateResponse\x12%\n\x07started\x18\x01 \x01(\x0b\x32\x12.argosy.v1.StartedH\x00\x12!\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x10.argosy.v1.DeltaH\x00\x12\'\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x13.argosy.v1.FinishedH\x00\x42\x07\n\x05\x65vent\"Q\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12\x0c\n\x04seed\x18\x04 \x01(\x04\"v\n\x05\x44\x65lta\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06\x63hoice\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12*\n\x08logprobs\x18\x05 \x03(\x0b\x32\x18.argosy.v1.TokenLogprobs\"F\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12$\n\x03top\x18\x02 \x03(\x0b\x32\x17.argosy.v1.TokenLogprob\"1\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\x90\x01\n\x08\x46inished\x12)\n\x07\x63hoices\x18\x01 \x03(\x0b\x32\x18.argosy.v1.ChoiceOutcome\x12\x1f\n\x05usage\x18\x02 \x01(\x0b\x32\x10.argosy.v1.Usage\x12\x15\n\rlast_sequence\x18\x03 \x01(\x04\x12!\n\x06timing\x18\x04 \x01(\x0b\x32\x11.argosy.v1.Timing\"]\n\rChoiceOutcome\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\'\n\x06reason\x18\x02 \x01(\x0e\x32\x17.argosy.v1.FinishReason\x12\x13\n\x0bstop_string\x18\x03 \x01(\t\"W\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\"j\n\x06Timing\x12\x36\n\x13time_to_first_token\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04*\x87\x01\n\rPriorityClass\x12\x1e\n\x1aPRIORITY_CLASS_UNSPECIFIED\x10\x00\x12\x1e\n\x1aPRIORITY_CLASS_INTERACTIVE\x10\x01\x12\x1c\n\x18PRIORITY_CLASS_SHEDDABLE\x10\x02\x12\x18\n\x14PRIORITY_CLASS_BATCH\x10\x03*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32Y\n\x10InferenceService\x12\x45\n\x08Generate\x12\x1a.argosy.v1.GenerateRequest\x1a\x1b.argosy.v1.GenerateResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,46 +34,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLING_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLING_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_ROLE']._serialized_start=2175
-  _globals['_ROLE']._serialized_end=2270
-  _globals['_PRIORITYCLASS']._serialized_start=2273
-  _globals['_PRIORITYCLASS']._serialized_end=2408
-  _globals['_FINISHREASON']._serialized_start=2410
-  _globals['_FINISHREASON']._serialized_end=2505
+  _globals['_ROLE']._serialized_start=2200
+  _globals['_ROLE']._serialized_end=2295
+  _globals['_PRIORITYCLASS']._serialized_start=2298
+  _globals['_PRIORITYCLASS']._serialized_end=2433
+  _globals['_FINISHREASON']._serialized_start=2435
+  _globals['_FINISHREASON']._serialized_end=2530
   _globals['_GENERATEREQUEST']._serialized_start=73
-  _globals['_GENERATEREQUEST']._serialized_end=505
-  _globals['_TOKENIDS']._serialized_start=507
-  _globals['_TOKENIDS']._serialized_end=530
-  _globals['_CHAT']._serialized_start=532
-  _globals['_CHAT']._serialized_end=580
-  _globals['_CHATMESSAGE']._serialized_start=582
-  _globals['_CHATMESSAGE']._serialized_end=643
-  _globals['_SAMPLING']._serialized_start=646
-  _globals['_SAMPLING']._serialized_end=1084
-  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=915
-  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=963
-  _globals['_STOP']._serialized_start=1086
-  _globals['_STOP']._serialized_end=1176
-  _globals['_RESPONSEFORMAT']._serialized_start=1178
-  _globals['_RESPONSEFORMAT']._serialized_end=1263
-  _globals['_GENERATERESPONSE']._serialized_start=1266
-  _globals['_GENERATERESPONSE']._serialized_end=1408
-  _globals['_STARTED']._serialized_start=1410
-  _globals['_STARTED']._serialized_end=1491
-  _globals['_DELTA']._serialized_start=1493
-  _globals['_DELTA']._serialized_end=1611
-  _globals['_TOKENLOGPROBS']._serialized_start=1613
-  _globals['_TOKENLOGPROBS']._serialized_end=1683
-  _globals['_TOKENLOGPROB']._serialized_start=1685
-  _globals['_TOKENLOGPROB']._serialized_end=1734
-  _globals['_FINISHED']._serialized_start=1737
-  _globals['_FINISHED']._serialized_end=1881
-  _globals['_CHOICEOUTCOME']._serialized_start=1883
-  _globals['_CHOICEOUTCOME']._serialized_end=1976
-  _globals['_USAGE']._serialized_start=1978
-  _globals['_USAGE']._serialized_end=2065
-  _globals['_TIMING']._serialized_start=2067
-  _globals['_TIMING']._serialized_end=2173
-  _globals['_INFERENCESERVICE']._serialized_start=2507
-  _globals['_INFERENCESERVICE']._serialized_end=2596
+  _globals['_GENERATEREQUEST']._serialized_end=530
+  _globals['_TOKENIDS']._serialized_start=532
+  _globals['_TOKENIDS']._serialized_end=555
+  _globals['_CHAT']._serialized_start=557
+  _globals['_CHAT']._serialized_end=605
+  _globals['_CHATMESSAGE']._serialized_start=607
+  _globals['_CHATMESSAGE']._serialized_end=668
+  _globals['_SAMPLING']._serialized_start=671
+  _globals['_SAMPLING']._serialized_end=1109
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=940
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=988
+  _globals['_STOP']._serialized_start=1111
+  _globals['_STOP']._serialized_end=1201
+  _globals['_RESPONSEFORMAT']._serialized_start=1203
+  _globals['_RESPONSEFORMAT']._serialized_end=1288
+  _globals['_GENERATERESPONSE']._serialized_start=1291
+  _globals['_GENERATERESPONSE']._serialized_end=1433
+  _globals['_STARTED']._serialized_start=1435
+  _globals['_STARTED']._serialized_end=1516
+  _globals['_DELTA']._serialized_start=1518
+  _globals['_DELTA']._serialized_end=1636
+  _globals['_TOKENLOGPROBS']._serialized_start=1638
+  _globals['_TOKENLOGPROBS']._serialized_end=1708
+  _globals['_TOKENLOGPROB']._serialized_start=1710
+  _globals['_TOKENLOGPROB']._serialized_end=1759
+  _globals['_FINISHED']._serialized_start=1762
+  _globals['_FINISHED']._serialized_end=1906
+  _globals['_CHOICEOUTCOME']._serialized_start=1908
+  _globals['_CHOICEOUTCOME']._serialized_end=2001
+  _globals['_USAGE']._serialized_start=2003
+  _globals['_USAGE']._serialized_end=2090
+  _globals['_TIMING']._serialized_start=2092
+  _globals['_TIMING']._serialized_end=2198
+  _globals['_INFERENCESERVICE']._serialized_start=2532
+  _globals['_INFERENCESERVICE']._serialized_end=2621
 # @@protoc_insertion_point(module_scope)
