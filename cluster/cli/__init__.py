@@ -17,6 +17,9 @@ SUBCOMMANDS = {
     "generate": "Ask a model once and stream the answer.",
     "chat": "Talk to a model in the terminal.",
     "status": "Show replicas and ranks, and how they do.",
+    "tenants": "Show and set tenants: who may use the service, and how much.",
+    "keys": "Make, show, rotate and revoke API keys.",
+    "usage": "Show what was used: tokens by tenant and model, or one request.",
     "router": "Run one more router for a region that is up.",
 }
 

@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 
 from argosy.v1 import inference_pb2, inference_pb2_grpc, models_pb2, models_pb2_grpc
+from cluster.cli.credentials import credentials
 from cluster.errors import Reason
 from cluster.rpc import Link, channel, to_service_error
 
@@ -83,9 +84,13 @@ async def find_model(router: grpc.aio.Channel, name: str | None, address: str) -
     stub = models_pb2_grpc.ModelServiceStub(router)  # type: ignore[no-untyped-call]
     try:
         if name is not None:
-            one: models_pb2.GetModelResponse = await stub.GetModel(models_pb2.GetModelRequest(model=name), timeout=10)
+            one: models_pb2.GetModelResponse = await stub.GetModel(
+                models_pb2.GetModelRequest(model=name), timeout=10, metadata=credentials()
+            )
             return one.model
-        served: models_pb2.ListModelsResponse = await stub.ListModels(models_pb2.ListModelsRequest(), timeout=10)
+        served: models_pb2.ListModelsResponse = await stub.ListModels(
+            models_pb2.ListModelsRequest(), timeout=10, metadata=credentials()
+        )
     except grpc.aio.AioRpcError as error:
         raise click.ClickException(explain(error, address)) from None
     if len(served.models) != 1:
@@ -103,7 +108,7 @@ async def ask(
         click.ClickException: the server refused or failed; the message says why.
     """
     stub = inference_pb2_grpc.InferenceServiceStub(router)  # type: ignore[no-untyped-call]
-    call = stub.Generate(request, timeout=seconds)
+    call = stub.Generate(request, timeout=seconds, metadata=credentials())
     try:
         async for response in call:
             yield response

@@ -1,0 +1,85 @@
+"""`argosy usage`: what was used, summed or request by request."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import datetime
+from pathlib import Path
+
+import click
+from google.protobuf.json_format import MessageToDict
+from rich import box
+from rich.table import Table
+
+from argosy.v1 import usage_pb2 as api
+from cluster.cli.management import door_options, instant, management
+from cluster.cli.terminal import console
+
+
+@click.command("usage")
+@click.option("--tenant", default="", help="Whose. Default: the key's own; all for the scope admin, and with -f.")
+@click.option("--since", type=click.DateTime(), help="Only requests that began then or later, UTC.")
+@click.option("--until", type=click.DateTime(), help="Only requests that began before, UTC.")
+@click.option("--request", "request_id", help="One request's record instead of sums.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+@door_options
+def command(
+    tenant: str,
+    since: datetime | None,
+    until: datetime | None,
+    request_id: str | None,
+    as_json: bool,
+    file: Path | None,
+    address: str | None,
+) -> None:
+    """Show what was used: tokens by tenant and model, or one request.
+
+    \b
+    Examples:
+      argosy usage -f argosy.yaml
+      argosy usage --tenant acme --since 2026-11-01 --until 2026-12-01
+      argosy usage --request req_0123456789abcdef0123456789abcdef --json
+    """
+    asyncio.run(_show(tenant, since, until, request_id, as_json, file, address))
+
+
+async def _show(
+    tenant: str,
+    since: datetime | None,
+    until: datetime | None,
+    request_id: str | None,
+    as_json: bool,
+    file: Path | None,
+    address: str | None,
+) -> None:
+    async with management(file, address) as manage:
+        if request_id is not None:
+            found: api.GetUsageRecordResponse = await manage(
+                "GetUsageRecord", api.GetUsageRecordRequest(request_id=request_id)
+            )
+            click.echo(json.dumps(MessageToDict(found.record, preserving_proto_field_name=True), indent=2))
+            return
+        request = api.SummarizeUsageRequest(tenant=tenant, since=instant(since), until=instant(until))
+        response: api.SummarizeUsageResponse = await manage("SummarizeUsage", request)
+    if as_json:
+        click.echo(json.dumps(MessageToDict(response, preserving_proto_field_name=True), indent=2))
+    else:
+        console().print(_table(list(response.summaries)) if response.summaries else "Nothing was used.")
+
+
+def _table(summaries: list[api.UsageSummary]) -> Table:
+    table = Table("tenant", "model", box=box.SIMPLE_HEAD)
+    for name in ("requests", "prompt", "of it cached", "completion", "open now", "reserved now"):
+        table.add_column(name, justify="right")
+    for entry in summaries:
+        numbers = (
+            entry.requests,
+            entry.prompt_tokens,
+            entry.cached_prompt_tokens,
+            entry.completion_tokens,
+            entry.open_requests,
+            entry.reserved_tokens,
+        )
+        table.add_row(entry.tenant, entry.model, *(f"{number:,}" for number in numbers))
+    return table
