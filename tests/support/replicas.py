@@ -53,6 +53,7 @@ def replica_spec(
     num_blocks: int = 256,
     context_length: int = 512,
     collectives: CollectivesKind = "shared_memory",
+    threads_per_rank: int = 1,
     **engine: object,
 ) -> ReplicaSpec:
     return ReplicaSpec(
@@ -67,7 +68,7 @@ def replica_spec(
         collectives=collectives,
         context_length=context_length,
         num_blocks=num_blocks,
-        threads_per_rank=1,
+        threads_per_rank=threads_per_rank,
         engine=EngineConfig.model_validate(engine),
         secret=secrets.token_bytes(32),
     )
@@ -116,6 +117,7 @@ def start_worker(
             "collectives": spec.collectives,
             "context_length": spec.context_length,
             "num_blocks": spec.num_blocks,
+            "threads_per_rank": spec.threads_per_rank,
             "engine": spec.engine.model_dump(mode="json"),
             "secret": spec.secret.hex(),
         },
@@ -137,6 +139,7 @@ def worker_spec(fields: dict) -> WorkerSpec:
         num_blocks=replica["num_blocks"],
         context_length=replica["context_length"],
         collectives=replica["collectives"],
+        threads_per_rank=replica["threads_per_rank"],
         **replica["engine"],
     )
     changes = {"epoch": Epoch(replica["epoch"]), "secret": bytes.fromhex(replica["secret"])}

@@ -1,6 +1,6 @@
 """How long an all-reduce takes over shared memory and over gloo's loopback, by turns in the same processes.
 
-    python -m benchmarks.collectives [--ranks 2 4] [--seconds 2]
+    python -m benchmarks.bench_collectives [--ranks 2 4] [--seconds 2]
 
 Prints one line per number of ranks and size: medians in microseconds on rank 0 and their ratio. 1x576 is one token of
 SmolLM2-135M in decode, 512x576 a prefill chunk; a step has two all-reduces a layer.
