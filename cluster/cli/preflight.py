@@ -14,6 +14,8 @@ from cluster.control.topology import this_machine
 from cluster.errors import ConfigurationError
 from model.weights.checkpoint import WeightsError, check_weights
 
+RAY_ANSWER_SECONDS = 3.0
+
 
 def preflight(config: ArgosyConfig) -> list[ReplicaPlan]:
     """Check a configuration against this machine; the plan of each replica, empty if another cluster's nodes decide.
@@ -24,6 +26,7 @@ def preflight(config: ArgosyConfig) -> list[ReplicaPlan]:
     check_ports(config)
     check_models(config)
     if config.ray.address != "local":
+        _check_ray(config.ray.address)
         return []
     return plan_region(config, [this_machine(logical_cpus(config))])
 
@@ -60,6 +63,20 @@ def check_ports(config: ArgosyConfig) -> None:
             raise ConfigurationError(f"{key}: {address} is also {seen[address]}; give each its own port")
         seen[address] = key
         _check_port(key, address)
+
+
+def _check_ray(address: str) -> None:
+    """Ray itself would try for more than a minute."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=RAY_ANSWER_SECONDS).close()
+    except ValueError:
+        raise ConfigurationError(f"ray.address: {address!r} is neither `local` nor host:port of a Ray head") from None
+    except OSError as error:
+        reason = error.strerror or "no answer"
+        raise ConfigurationError(
+            f"ray.address: nothing answers at {address} ({reason}); run `ray start --head` there, or use local"
+        ) from None
 
 
 def _check_port(key: str, address: str) -> None:

@@ -107,6 +107,7 @@ class Region:
         # Ray has taken SIGTERM for itself.
         self.stop_request.install()
         self._check_stop()
+        self._check_router()
         if not local:
             # Only now are the nodes known, and with them what the router must know.
             self.settle(plan_region(self.config, ray_session.joined_nodes()), console)
@@ -125,9 +126,7 @@ class Region:
         Raises:
             ConfigurationError: its process has ended.
         """
-        assert self._router is not None
-        if self._router.exit_status is not None:
-            raise ConfigurationError(f"the router ended: {self._router.last_words()}; logs are in {self.directory}")
+        self._check_router()
         return self.run(self._ask_health())
 
     def supervise(self) -> list[str]:
@@ -198,6 +197,10 @@ class Region:
     def _check_stop(self) -> None:
         if self.stop_request.requested:
             raise StoppedError
+
+    def _check_router(self) -> None:
+        if self._router is not None and self._router.exit_status is not None:
+            raise ConfigurationError(f"the router ended: {self._router.last_words()}; logs are in {self.directory}")
 
     @contextlib.contextmanager
     def _timed(self, part: str) -> Any:

@@ -94,8 +94,7 @@ def _heading(replica: control_pb2.ReplicaStatus) -> Text:
         load = replica.load
         heading.append(f", {load.running} running, {load.waiting} waiting")
         heading.append(f", {load.used_blocks} of {load.total_blocks} KV blocks held")
-    # While it loads, the reason is what the table of ranks says anyway.
-    if replica.reason and not (replica.ranks and replica.state == control_pb2.REPLICA_STATE_LOADING):
+    if replica.reason:
         heading.append(f"\n  {replica.reason}", style if replica.state == control_pb2.REPLICA_STATE_FAILED else "dim")
     return heading
 

@@ -131,7 +131,9 @@ def _advance(record: Record, seen: Observation | None, now: float, policy: Polic
         if now < record.retry_at:
             return record, []
         epoch = Epoch(record.epoch + 1)
-        started = replace(record, phase=Phase.STARTING, epoch=epoch, since=now, reason="")
+        # What ended the last epoch stays visible until this one is ready.
+        after = f"started again after: {record.reason}" if record.phase is Phase.FAILED else ""
+        started = replace(record, phase=Phase.STARTING, epoch=epoch, since=now, reason=after)
         return started, [Start(record.replica_id, epoch)]
     if seen is not None and seen.health is Health.UNPLACED:
         waiting = replace(

@@ -24,12 +24,14 @@ def replica_status(
     state = _STATES[record.phase]
     if told is not None and record.phase is Phase.READY and told.state == control_pb2.REPLICA_STATE_DRAINING:
         state = control_pb2.REPLICA_STATE_DRAINING
+    # While it loads, an engine's reason only repeats the phases of its ranks.
+    told_reason = told.reason if told and state != control_pb2.REPLICA_STATE_LOADING else ""
     status = control_pb2.ReplicaStatus(
         replica_id=record.replica_id,
         model=wanted.section.name,
         epoch=record.epoch,
         state=state,
-        reason=record.reason or (told.reason if told else ""),
+        reason=record.reason or told_reason,
         ranks=_ranks(plan, told),
     )
     if told is not None:

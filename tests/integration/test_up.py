@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import stat
 import subprocess
@@ -108,6 +109,34 @@ def test_chat_remembers_until_told_to_forget(region: UpRun) -> None:
     assert len(answers) == 3
     assert "Rome" in answers[1], "only the conversation says that a capital is meant"
     assert answers[0] == answers[2]
+
+
+def test_ctrl_c_ends_an_answer_not_the_conversation(region: UpRun) -> None:
+    in_a_terminal = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+    command = [*ARGOSY, "chat", "--address", region.router, "--temperature", "0"]
+    with subprocess.Popen(
+        [sys.executable, "-c", in_a_terminal, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    ) as chat:
+        assert chat.stdin is not None
+        assert chat.stdout is not None
+        screen = chat.stdout
+
+        def read_until(words: str) -> str:
+            text = b""
+            while words.encode() not in text:
+                assert select.select([screen], [], [], 60)[0], text
+                text += screen.read(4096)
+            return text.decode()
+
+        read_until("> ")
+        chat.stdin.write(b"Write a very long story about the sea.\n")
+        read_until("The")
+        chat.stdin.write(b"\x03")
+        assert "(stopped)" in read_until("\n> ")
+        chat.stdin.write(b"What is the capital of France?\n")
+        assert "Paris" in read_until("\n> ")
+        chat.stdin.write(b"/quit\n")
+        assert chat.wait(30) == 0
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.region import START_SECONDS, CommandRun, UpRun, marked
+
+SHARED_MEMORY = Path("/dev/shm")
 
 pytestmark = [pytest.mark.ray, pytest.mark.model]
 
@@ -59,8 +62,11 @@ def test_kill_9_of_the_command_takes_the_region_along(smollm2_dir: Path, tmp_pat
     try:
         run.wait_said("loading", START_SECONDS)
         assert len(marked(run.mark)) > 8
+        directory, segments = run.directory, set(SHARED_MEMORY.glob("argosy-*"))
         run.process.kill()
         run.wait()
         run.assert_nothing_left(20)
+        assert not segments & set(SHARED_MEMORY.glob("argosy-*"))
+        shutil.rmtree(directory)
     finally:
         run.kill_all()

@@ -55,6 +55,9 @@ def test_a_broken_replica_is_stopped_then_started_at_the_next_epoch() -> None:
     assert (life.record.phase, life.record.reason) == (Phase.FAILED, "it is broken")
     assert life.at(10.9) == []
     assert life.at(11.0) == [Start(ONE, Epoch(5))]
+    assert life.record.reason == "started again after: it is broken"
+    life.at(12.0, Health.READY)
+    assert life.record.reason == ""
 
 
 def test_observations_of_an_older_epoch_are_not_believed() -> None:
