@@ -67,7 +67,8 @@ def chat_request(text: str, max_tokens: int = 24) -> inference_pb2.GenerateReque
 
 
 def tokens_of(inference: inference_pb2_grpc.InferenceServiceStub, text: str) -> list[int]:
-    return [t for event in inference.Generate(chat_request(text), timeout=100) for t in event.delta.token_ids]
+    request = chat_request(text, max_tokens=12)
+    return [token for event in inference.Generate(request, timeout=100) for token in event.delta.token_ids]
 
 
 def test_a_client_of_ten_lines_is_answered(inference: inference_pb2_grpc.InferenceServiceStub) -> None:
