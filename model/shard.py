@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -112,15 +112,19 @@ class Shard:
         return sampled
 
     def warm_up(self) -> None:
-        """Compile the kernels, or load them from disk, by running a tiny model. Talks to no other rank."""
-        if torch.device(self._options.device).type != "cpu":
-            return
-        context = single_rank_context(partition(_TINY, ParallelDims())[0])
-        options = replace(self._options, num_blocks=2)
-        drawn = SamplingRow(0, SamplingParams(), choice=0, position=0)
-        one, two = np.ones(1, np.int32), np.array([0, 1], np.int32)
-        batch = Batch(two, two, 2 * two, 2 * one, np.zeros((1, 1), np.int32), (drawn,))
-        Shard(_TINY, _tiny_weights(), options, context).run(batch)
+        """Compile the kernels, or load them from disk. Talks to no other rank."""
+        if torch.device(self._options.device).type == "cpu":
+            warm_up_kernels(self._options.block_size)
+
+
+def warm_up_kernels(block_size: int = 16) -> None:
+    """Run a tiny model, so that every kernel of a Llama is compiled and kept on disk for later processes."""
+    context = single_rank_context(partition(_TINY, ParallelDims())[0])
+    options = ShardOptions(Path(), "float32", "cpu", num_blocks=2, block_size=block_size, deterministic=True)
+    drawn = SamplingRow(0, SamplingParams(), choice=0, position=0)
+    one, two = np.ones(1, np.int32), np.array([0, 1], np.int32)
+    batch = Batch(two, two, 2 * two, 2 * one, np.zeros((1, 1), np.int32), (drawn,))
+    Shard(_TINY, _tiny_weights(), options, context).run(batch)
 
 
 _TINY = ModelConfig(

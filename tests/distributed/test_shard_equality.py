@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,27 @@ QUESTIONS = [
     "Explain in two sentences why the sky is blue.",
     "List three prime numbers, then say why 9 is not one.",
 ]
-NUM_TOKENS = 32
+MORE_QUESTIONS = [
+    "How many days are in a leap year?",
+    "Name a fruit that is not sweet.",
+    "Translate 'good morning' into Spanish.",
+    "What does a compiler do?",
+    "Write one line of Python that reverses a string.",
+    "Who wrote Hamlet?",
+    "Give me a recipe for pancakes.",
+    "What is 17 times 3?",
+    "Describe a cat to someone who has never seen one.",
+    "Why do leaves fall in autumn?",
+    "Summarise the story of the tortoise and the hare.",
+    "What is the difference between weather and climate?",
+    "Suggest a name for a small bakery.",
+    "How does a bicycle stay upright?",
+    "Write a polite refusal to a party invitation.",
+    "What should I pack for a week in the mountains?",
+]
+FULL = os.environ.get("ARGOSY_FULL_EQUALITY") == "1"
+"""The whole of it, 20 prompts x 64 tokens, takes minutes: set this before a release."""
+NUM_TOKENS = 64 if FULL else 32
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +50,13 @@ def prompts(smollm2_dir: Path) -> list[list[int]]:
 
     tokenizer = Tokenizer.from_file(str(smollm2_dir / "tokenizer.json"))
     text = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-    return [tokenizer.encode(text.format(question)).ids for question in QUESTIONS]
+    return [tokenizer.encode(text.format(question)).ids for question in QUESTIONS + MORE_QUESTIONS * FULL]
 
 
 @pytest.fixture(scope="module")
 def answers(smollm2_dir: Path, prompts: list[list[int]]) -> list[list[int]]:
     """One process, all prompts in a batch."""
-    return generate(one_rank(smollm2_dir), str(smollm2_dir), prompts, NUM_TOKENS, batch_rows=4)
+    return generate(one_rank(smollm2_dir), str(smollm2_dir), prompts, NUM_TOKENS, batch_rows=10)
 
 
 @pytest.mark.model
@@ -63,7 +84,7 @@ def test_shards_equal_one_process(
         str(smollm2_dir),
         prompts,
         NUM_TOKENS,
-        4,
+        10,
         config=config,
         timeout_seconds=120.0,
     )
