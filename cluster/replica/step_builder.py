@@ -170,7 +170,8 @@ class StepBuilder:
         """Now that the step is full: later steps may find the new blocks, and other choices may fork."""
         self._residents.register(sequence)
         self._residents.fork(sequence)
-        assert sequence.phase is Phase.PREFILL  # whoever outranks it was planned before it
+        if sequence.phase is not Phase.PREFILL:
+            return  # preempted for one that came up after it; its forks have what they need, it starts anew
         self._waiting.set_pending(sequence, sequence.remaining)
         if sequence.num_unknown:
             self._residents.begin_decode(sequence)

@@ -77,13 +77,10 @@ class WaitingQueue:
     def peek(self, now: float) -> SequenceState | None:
         """The most urgent sequence that waits; those whose deadline has passed are left out."""
         self._end_patience(now)
-        for _ in self._valid(self._ready):
-            sequence = self._ready[0][2]
-            urgency = self.urgency(sequence, now)
-            if not urgency[0]:
-                return sequence
-            heapq.heappop(self._ready)
-            heapq.heappush(self._late, (urgency, sequence.ticket, sequence))
+        self._move(self._late, self._ready, now, too_late=False)  # prefill may have become faster
+        self._move(self._ready, self._late, now, too_late=True)
+        if self._ready:
+            return self._ready[0][2]
         for _ in self._valid(self._late):
             sequence = self._late[0][2]
             if sequence.request.deadline > now:
@@ -94,6 +91,16 @@ class WaitingQueue:
     def remove(self, sequence: SequenceState) -> None:
         """Take a sequence out of the order; its heap entry is dropped when it comes up."""
         sequence.ticket = 0
+
+    def _move(self, source: list[_Entry], target: list[_Entry], now: float, *, too_late: bool) -> None:
+        """Move entries until the first of `source` belongs there."""
+        for _ in self._valid(source):
+            sequence = source[0][2]
+            urgency = self.urgency(sequence, now)
+            if urgency[0] is not too_late:
+                return
+            heapq.heappop(source)
+            heapq.heappush(target, (urgency, sequence.ticket, sequence))
 
     def _end_patience(self, now: float) -> None:
         while self._aging and self._aging[0][0] <= (now,):

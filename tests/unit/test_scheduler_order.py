@@ -82,6 +82,19 @@ def test_the_late_do_not_outrank_those_who_are_served_before_them():
     assert [opened.key for plan in world.plans for opened in plan.opened] == ["batch", "late"]
 
 
+def test_who_is_no_longer_late_because_prefill_became_faster_goes_first_again():
+    world = World(one_at_a_time(prefill_seconds_per_token=1.0))
+    world.submit(request("running", [1] * 7, max_tokens=1))
+    world.submit(request("first class", range(20), deadline=19))
+    world.submit(request("batch", range(20, 40), priority=2))
+    world.plan()
+    assert world.plan() is None
+    world.now = 0.7  # 0.1 s a token: the estimate falls to 0.82 s, and 16.4 s of prefill are in time again
+    world.complete()
+    world.run()
+    assert entered(world) == ["running", "first class", "batch"]
+
+
 def test_what_is_over_is_forgotten_long_before_its_deadline():
     world = World(config())
     for key in range(2000):
