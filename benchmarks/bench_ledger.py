@@ -37,8 +37,8 @@ async def request(ledger: StoredLedger, tenant: str, waits: list[float]) -> None
     await row.settle(Settlement(Ending.COMPLETE, 100, 0, accepted))
 
 
-async def measure(directory: Path, concurrent: int, total: int) -> tuple[float, float, float, float]:
-    """Settled requests a second, p50 and p99 of the wait to open in ms, requests a commit."""
+async def measure(directory: Path, concurrent: int, total: int) -> tuple[float, float, float, float, float]:
+    """Settled requests a second, CPU time of each in µs, p50 and p99 of the wait to open in ms, requests a commit."""
     path = directory / f"ledger-{concurrent}.db"
     ledger = StoredLedger(lambda: SqliteDatabase(path), SystemClock(), LedgerOptions("bench", directory))
     await ledger.start()
@@ -50,24 +50,26 @@ async def measure(directory: Path, concurrent: int, total: int) -> tuple[float, 
 
     await client(0) if concurrent == 1 else None
     waits.clear()
-    commits, begin = ledger.num_commits, time.perf_counter()
+    commits, begin, cpu = ledger.num_commits, time.perf_counter(), time.process_time()
     await asyncio.gather(*(client(number) for number in range(concurrent)))
-    seconds = time.perf_counter() - begin
+    seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
     shared = len(waits) / (ledger.num_commits - commits)
     await ledger.close()
     cuts = statistics.quantiles(waits, n=100)
-    return len(waits) / seconds, 1000 * cuts[49], 1000 * cuts[98], shared
+    return len(waits) / seconds, 1e6 * cpu / len(waits), 1000 * cuts[49], 1000 * cuts[98], shared
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--directory", type=Path, help="where the database lies; default: the temporary directory")
     options = parser.parse_args(arguments)
-    print(f"{'concurrent':>10} {'settled/s':>10} {'open p50 ms':>12} {'p99 ms':>8} {'requests a commit':>18}")
+    print(
+        f"{'concurrent':>10} {'settled/s':>10} {'CPU µs':>8} {'open p50 ms':>12} {'p99 ms':>8} {'requests/commit':>16}"
+    )
     for concurrent, total in ((1, 200), (64, 6400), (512, 20480), (2048, 40960)):
         with tempfile.TemporaryDirectory(dir=options.directory) as directory:
-            rate, middle, late, shared = asyncio.run(measure(Path(directory), concurrent, total))
-        print(f"{concurrent:>10} {rate:>10.0f} {middle:>12.2f} {late:>8.2f} {shared:>18.2f}", flush=True)
+            rate, cpu, middle, late, shared = asyncio.run(measure(Path(directory), concurrent, total))
+        print(f"{concurrent:>10} {rate:>10.0f} {cpu:>8.0f} {middle:>12.2f} {late:>8.2f} {shared:>16.2f}", flush=True)
 
 
 if __name__ == "__main__":

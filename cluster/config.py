@@ -82,6 +82,8 @@ class ModelSection(_Section):
     """Ranks that share each layer."""
     pipeline_parallel: int = Field(1, ge=1, le=128)
     """Stages that the layers are cut into."""
+    expert_parallel: int = Field(1, ge=1, le=128)
+    """Groups of tensor ranks that experts are dealt to; divides tensor_parallel. 1: all ranks share every expert."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where ranks run. auto: cuda if the nodes have enough GPUs, else cpu."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -149,6 +151,9 @@ class LedgerConfig(_Section):
     """The SQLite file. Default: `REGION/ledger.db` in the state directory ($ARGOSY_STATE, ~/.local/state/argosy)."""
     lease_seconds: float = Field(10, gt=0)
     """A router that says nothing for so long is taken for dead, and its open requests are settled."""
+    export: str | None = None
+    """Where settled requests go as CloudEvents, at least once: file:///path or http(s)://host/path. Default: nowhere,
+    they wait."""
 
 
 class IdentityConfig(_Section):

@@ -18,6 +18,7 @@ from cluster.errors import Reason, ServiceError
 from cluster.ledger.database import Database, StoreUnavailableError
 from cluster.ledger.journal import Journal
 from cluster.ledger.operations import Open, Operation
+from cluster.ledger.windows import Windows
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +41,14 @@ class _Entry:
         self.future = future
         self.outcome: Any = None
 
-    def apply(self, database: Database) -> None:
+    def apply(self, windows: Windows) -> None:
         operation = self.operation
         try:
-            self.outcome = operation.apply(database) if isinstance(operation, Operation) else operation(database)
+            if isinstance(operation, Operation):
+                self.outcome = operation.apply(windows)
+            else:
+                windows.flush()
+                self.outcome = operation(windows.database)
         except ServiceError as refusal:
             self.outcome = refusal
 
@@ -161,11 +166,13 @@ class GroupCommit:
             self._database = self._connect()
         database = self._database
         database.begin()
+        windows = Windows(database)
         if not self._journal.is_empty:
             for operation in self._journal.read():
-                operation.replay(database)
+                operation.replay(windows)
         for entry in entries:
-            entry.apply(database)
+            entry.apply(windows)
+        windows.flush()
         database.commit()
         self.num_commits += 1
         if not self._journal.is_empty:

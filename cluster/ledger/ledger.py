@@ -22,6 +22,7 @@ from cluster.ledger.journal import Journal, read_journal
 from cluster.ledger.operations import Mark, Open, Settle, rate_headers, settle_rows_of
 from cluster.ledger.records import Allowance, Ending, Reservation, Settlement
 from cluster.ledger.schema import create_tables
+from cluster.ledger.windows import Windows
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class StoredLedger:
             self._housekeeping.cancel()
             await asyncio.gather(self._housekeeping, return_exceptions=True)
         with contextlib.suppress(ServiceError):
-            await self.change(lambda database: settle_rows_of(database, self.options.holder, self.clock.wall()))
+            await self.change(lambda database: self._bury(database, self.options.holder))
         await self._commit.close()
 
     async def open(self, reservation: Reservation) -> StoredRow:
@@ -147,9 +148,12 @@ class StoredLedger:
 
     def _bury(self, database: Database, dead: str) -> int:
         # What it journalled comes first: it may hold later marks than the rows.
+        windows = Windows(database)
         for operation in read_journal(self._journal_of(dead)):
-            operation.replay(database)
-        return settle_rows_of(database, dead, self.clock.wall())
+            operation.replay(windows)
+        settled = settle_rows_of(windows, dead, self.clock.wall())
+        windows.flush()
+        return settled
 
     async def _replay_orphans(self) -> None:
         """Take in journals of routers that were forgotten before their journals were found."""

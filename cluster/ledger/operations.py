@@ -14,13 +14,11 @@ from cluster.errors import QuotaViolation, Reason, ServiceError
 from cluster.ids import RequestId
 from cluster.ledger.database import Database
 from cluster.ledger.records import Allowance, Ending, Limits, Reservation, Settlement, Window
+from cluster.ledger.windows import Windows
 
 _INSERT = """INSERT INTO requests
     (request_id, tenant, subject, model, region, holder, idempotency_key, opened_at, prompt_tokens, reserved_tokens,
      charges) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
-_CHARGE = """INSERT INTO windows (tenant, kind, bucket, used) VALUES (?, ?, ?, ?)
-    ON CONFLICT (tenant, kind, bucket) DO UPDATE SET used = windows.used + excluded.used"""
-_REFUND = "UPDATE windows SET used = used - ? WHERE tenant = ? AND kind = ? AND bucket = ?"
 _SETTLE = """UPDATE requests SET ending = ?, settled_at = ?, prompt_tokens = ?, cached_prompt_tokens = ?,
     completion_tokens = ?, attempts = ? WHERE request_id = ? AND ending IS NULL
     RETURNING tenant, reserved_tokens, charges"""
@@ -34,7 +32,7 @@ class Open:
     holder: str
     now: float
 
-    def apply(self, database: Database) -> tuple[Allowance, ...]:
+    def apply(self, windows: Windows) -> tuple[Allowance, ...]:
         """
         Returns:
             What the limits leave.
@@ -44,37 +42,36 @@ class Open:
         """
         ask = self.reservation
         if ask.idempotency_key is not None:
-            self._refuse_duplicate(database, ask)
-        allowances = tuple(self._check(database, window, limit) for window, limit in ask.limits)
-        charges = {window.value: window.bucket(self.now) for window, _ in ask.limits}
-        if self._insert(database, ask.idempotency_key, charges):
-            for kind, bucket in charges.items():
-                database.execute(_CHARGE, (ask.tenant, kind, bucket, ask.cost(Window(kind))))
+            self._refuse_duplicate(windows.database)
+        allowances = tuple(self._check(windows, window, limit) for window, limit in ask.limits)
+        self._enter(windows, ask.idempotency_key)
         return allowances
 
-    def replay(self, database: Database) -> None:
+    def replay(self, windows: Windows) -> None:
         """Enter what was already let in while the store was gone: nothing is refused any more."""
-        charges = {window.value: window.bucket(self.now) for window, _ in self.reservation.limits}
-        ask = self.reservation
-        if self._insert(database, ask.idempotency_key, charges) or self._insert(database, None, charges):
-            for kind, bucket in charges.items():
-                database.execute(_CHARGE, (ask.tenant, kind, bucket, ask.cost(Window(kind))))
+        if not self._enter(windows, self.reservation.idempotency_key):
+            self._enter(windows, None)
 
-    def _insert(self, database: Database, key: str | None, charges: dict[str, int]) -> int:
+    def _enter(self, windows: Windows, key: str | None) -> bool:
+        """Write the row and charge its windows; False if there is such a row, or the key was used."""
         ask = self.reservation
+        charges = {window.value: window.bucket(self.now) for window, _ in ask.limits}
         values = (ask.request_id, ask.tenant, ask.subject, ask.model, ask.region, self.holder, key, self.now)
-        return database.execute(_INSERT, (*values, ask.prompt_tokens, ask.tokens, json.dumps(charges)))
+        is_new = windows.database.execute(_INSERT, (*values, ask.prompt_tokens, ask.tokens, json.dumps(charges)))
+        if is_new:
+            for kind, bucket in charges.items():
+                windows.add((ask.tenant, kind, bucket), ask.cost(Window(kind)))
+        return bool(is_new)
 
-    def _refuse_duplicate(self, database: Database, ask: Reservation) -> None:
+    def _refuse_duplicate(self, database: Database) -> None:
+        ask = self.reservation
         statement = "SELECT request_id FROM requests WHERE tenant = ? AND idempotency_key = ?"
         if rows := database.query(statement, (ask.tenant, ask.idempotency_key)):
             raise ServiceError(Reason.DUPLICATE, metadata={"request_id": str(rows[0][0])})
 
-    def _check(self, database: Database, window: Window, limit: int) -> Allowance:
+    def _check(self, windows: Windows, window: Window, limit: int) -> Allowance:
         ask = self.reservation
-        statement = "SELECT used FROM windows WHERE tenant = ? AND kind = ? AND bucket = ?"
-        rows = database.query(statement, (ask.tenant, window.value, window.bucket(self.now)))
-        used = rows[0][0] if rows else 0
+        used = windows.used((ask.tenant, window.value, window.bucket(self.now)))
         after = used + ask.cost(window)
         reset = window.seconds_left(self.now)
         if after > limit and ask.limits.hard:
@@ -95,19 +92,19 @@ class Mark:
     request_id: RequestId
     tokens: int
 
-    def apply(self, database: Database) -> None:
+    def apply(self, windows: Windows) -> None:
         """
         Raises:
             ServiceError: somebody else took this router for dead and settled the row.
         """
         statement = "UPDATE requests SET marked_tokens = ? WHERE request_id = ? AND ending IS NULL"
-        if not database.execute(statement, (self.tokens, self.request_id)):
+        if not windows.database.execute(statement, (self.tokens, self.request_id)):
             raise ServiceError(Reason.RESERVATION_LOST)
 
-    def replay(self, database: Database) -> None:
+    def replay(self, windows: Windows) -> None:
         """As `apply`; a row settled in between stays as it is."""
         statement = "UPDATE requests SET marked_tokens = ? WHERE request_id = ? AND ending IS NULL"
-        database.execute(statement, (self.tokens, self.request_id))
+        windows.database.execute(statement, (self.tokens, self.request_id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +115,11 @@ class Settle:
     settlement: Settlement
     now: float
 
-    def apply(self, database: Database) -> bool:
+    def apply(self, windows: Windows) -> bool:
         """Returns: False if the row had been settled before."""
         used = self.settlement
         values = (used.ending.value, self.now, used.prompt_tokens, used.cached_prompt_tokens)
-        rows = database.query(_SETTLE, (*values, used.completion_tokens, used.attempts, self.request_id))
+        rows = windows.database.query(_SETTLE, (*values, used.completion_tokens, used.attempts, self.request_id))
         if not rows:
             return False
         tenant, reserved, charges = rows[0]
@@ -130,28 +127,28 @@ class Settle:
             window = Window(kind)
             back = reserved - used.tokens if window.counts_tokens else int(window is Window.CONCURRENT_STREAMS)
             if back:
-                database.execute(_REFUND, (back, tenant, kind, bucket))
-        database.execute("INSERT INTO outbox (request_id, settled_at) VALUES (?, ?)", (self.request_id, self.now))
+                windows.add((tenant, kind, bucket), -back)
+        windows.database.execute("INSERT INTO outbox (request_id) VALUES (?)", (self.request_id,))
         return True
 
-    def replay(self, database: Database) -> None:
-        self.apply(database)
+    def replay(self, windows: Windows) -> None:
+        self.apply(windows)
 
 
 Operation = Open | Mark | Settle
 
 
-def settle_rows_of(database: Database, holder: str, now: float) -> int:
+def settle_rows_of(windows: Windows, holder: str, now: float) -> int:
     """Settle what a dead router left open, from the marks; forget the router. Returns the number of rows.
 
     A prompt counts if at least one token was marked: before that the request cost its client nothing.
     """
     statement = "SELECT request_id, prompt_tokens, marked_tokens FROM requests WHERE holder = ? AND ending IS NULL"
-    rows = database.query(statement, (holder,))
+    rows = windows.database.query(statement, (holder,))
     for request_id, prompt_tokens, marked in rows:
         settlement = Settlement(Ending.CRASHED, prompt_tokens if marked else 0, 0, marked)
-        Settle(RequestId(request_id), settlement, now).apply(database)
-    database.execute("DELETE FROM holders WHERE holder = ?", (holder,))
+        Settle(RequestId(request_id), settlement, now).apply(windows)
+    windows.database.execute("DELETE FROM holders WHERE holder = ?", (holder,))
     return len(rows)
 
 

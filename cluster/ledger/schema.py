@@ -43,12 +43,8 @@ TABLES = (
         process TEXT NOT NULL,
         beats BIGINT NOT NULL
     )""",
-    # Settled and not exported yet, by the settlement's number.
-    """CREATE TABLE IF NOT EXISTS outbox (
-        request_id TEXT PRIMARY KEY,
-        settled_at DOUBLE PRECISION NOT NULL
-    )""",
-    "CREATE INDEX IF NOT EXISTS outbox_order ON outbox (settled_at)",
+    # Settled and not exported yet.
+    "CREATE TABLE IF NOT EXISTS outbox (request_id TEXT PRIMARY KEY)",
     """CREATE TABLE IF NOT EXISTS tenants (
         tenant TEXT PRIMARY KEY,
         policy TEXT NOT NULL,

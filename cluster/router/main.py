@@ -23,6 +23,7 @@ from cluster.identity.authenticator import Authenticator
 from cluster.identity.interceptor import IdentityInterceptor
 from cluster.identity.keys import SECRET_FILE, read_secret
 from cluster.ids import RouterId, new_router_id
+from cluster.ledger.export import export_always, sink_of
 from cluster.ledger.ledger import StoredLedger
 from cluster.ledger.opening import open_ledger
 from cluster.router.admin import AdminService, UsageService
@@ -135,10 +136,15 @@ async def _opened(
     if ledger is not None or config.ledger.store == "memory":
         yield ledger or MemoryLedger()
         return
+    sink = sink_of(config.ledger.export) if config.ledger.export else None
     stored = await open_ledger(config, clock, router_id)
+    exporting = asyncio.create_task(export_always(stored, sink)) if sink else None
     try:
         yield stored
     finally:
+        if exporting is not None:
+            exporting.cancel()
+            await asyncio.gather(exporting, return_exceptions=True)
         await stored.close()
 
 

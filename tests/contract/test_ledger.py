@@ -12,8 +12,10 @@ from cluster.clock import ManualClock
 from cluster.errors import Reason, ServiceError
 from cluster.ids import TenantId
 from cluster.ledger.database import SqliteDatabase
-from cluster.ledger.operations import Settle
+from cluster.ledger.operations import Mark, Open, Settle, from_json, to_json
 from cluster.ledger.records import Ending, Limits, Settlement, Window
+from cluster.ledger.schema import create_tables
+from cluster.ledger.windows import Windows
 from tests.support.ledgers import Connect, ledger, reservation, rows, settlement, used
 from tests.support.router_world import run_async
 
@@ -320,9 +322,6 @@ async def test_one_bad_change_fails_alone(connect: Connect, tmp_path: Path) -> N
 
 
 def test_an_operation_applied_twice_is_applied_once(connect: Connect, tmp_path: Path) -> None:
-    from cluster.ledger.operations import Mark, Open, from_json, to_json
-    from cluster.ledger.schema import create_tables
-
     database = connect()
     create_tables(database)
     ask = reservation(tenant=ACME, idempotency_key="k", limits=Limits(tokens_per_day=1000, hard=False))
@@ -332,9 +331,11 @@ def test_an_operation_applied_twice_is_applied_once(connect: Connect, tmp_path: 
         Settle(ask.request_id, settlement(7), 1e9),
     ]
     assert [from_json(to_json(operation)) for operation in operations] == operations
+    windows = Windows(database)
     for _ in range(2):
         for operation in operations:
-            operation.replay(database)
+            operation.replay(windows)
+    windows.flush()
     assert database.query("SELECT used FROM windows")[0][0] == 17
     assert len(database.query("SELECT * FROM outbox")) == 1
     database.close()
