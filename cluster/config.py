@@ -67,6 +67,8 @@ class EngineConfig(_Section):
     """Keep the blocks of finished requests and reuse them for equal prefixes."""
     deterministic: bool = True
     """A row's result does not depend on its neighbours, so continued streams are bit-exact."""
+    allow_untested_gpu: bool = False
+    """Run on GPUs although parts of that path never ran on one (docs/gpu-status.md)."""
 
 
 class ModelSection(_Section):

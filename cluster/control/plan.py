@@ -88,7 +88,7 @@ class ReplicaPlan:
 
 
 def dims_of(section: ModelSection) -> ParallelDims:
-    return ParallelDims(tp=section.tensor_parallel, pp=section.pipeline_parallel)
+    return ParallelDims(tp=section.tensor_parallel, pp=section.pipeline_parallel, ep=section.expert_parallel)
 
 
 def wanted_replicas(config: ArgosyConfig) -> list[WantedReplica]:
@@ -169,7 +169,14 @@ def plan_replica(wanted: WantedReplica, free: Sequence[Node], num_ranks: int) ->
     section, shape, dims = wanted.section, wanted.shape, wanted.dims
     shards = _cut(wanted)
     device, placement = _place(wanted, free)
+    if device == "cuda" and not section.engine.allow_untested_gpu:
+        raise ConfigurationError(
+            f"model {section.name}: parts of the GPU path never ran on a GPU (docs/gpu-status.md); "
+            "set engine.allow_untested_gpu: true to try it, or device: cpu"
+        )
     dtype: Dtype = section.dtype if section.dtype != "auto" else ("bfloat16" if device == "cuda" else "float32")
+    if device == "cpu" and dtype != "float32":
+        raise ConfigurationError(f"model {section.name}: dtype {dtype} is not served on cpu; use float32 or auto")
     width = BYTES_PER_ELEMENT[dtype]
     block_bytes = [kv_block_bytes(shape, shard, section.engine.block_size, width) for shard in shards]
     num_blocks = int(section.engine.kv_cache) // max(block_bytes)
@@ -207,6 +214,7 @@ def _cut(wanted: WantedReplica) -> tuple[RankShard, ...]:
     except PartitionError as error:
         dims = wanted.dims
         where = f"tensor_parallel {dims.tp}, pipeline_parallel {dims.pp}"
+        where += f", expert_parallel {dims.ep}" if dims.ep > 1 else ""
         raise ConfigurationError(f"model {wanted.section.name}: {where} is impossible: {error}") from None
 
 

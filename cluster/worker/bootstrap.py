@@ -63,6 +63,7 @@ def load_shard(spec: WorkerSpec, state: WorkerState, wait_rendezvous: Callable[[
         num_blocks=replica.num_blocks,
         block_size=replica.engine.block_size,
         deterministic=replica.engine.deterministic,
+        allow_untested_gpu=replica.engine.allow_untested_gpu,
     )
     shard = Shard.load(options, context, state.loaded)
     state.enter("warming")

@@ -73,9 +73,12 @@ def test_routers_learn_what_the_plan_decided(store: Path) -> None:
 
 def test_gpus_are_used_when_there_are_enough_and_change_the_rest(store: Path) -> None:
     nodes = [Node("a", "10.0.0.1", 64, 2, 64), Node("b", "10.0.0.2", 64, 2, 64)]
-    (plan,) = plan_region(configuration(store, tensor_parallel=2, pipeline_parallel=2), nodes)
+    cut = {"tensor_parallel": 2, "pipeline_parallel": 2}
+    (plan,) = plan_region(configuration(store, **cut, engine={"allow_untested_gpu": True}), nodes)
     assert (plan.device, plan.dtype, plan.collectives) == ("cuda", "bfloat16", "nccl")
     assert [rank.node.node_id for rank in plan.ranks] == ["a", "a", "b", "b"]
+    with pytest.raises(ConfigurationError, match=r"set engine\.allow_untested_gpu: true .* or device: cpu"):
+        plan_region(configuration(store, **cut), nodes)
 
 
 def test_cpu_stages_on_two_nodes_use_gloo(store: Path) -> None:
@@ -108,6 +111,7 @@ def test_replicas_share_what_there_is(store: Path) -> None:
         pytest.param({"engine": {"kv_cache": "1KiB"}}, ["engine.kv_cache", "at least"], id="kv-tiny"),
         pytest.param({"device": "cuda"}, ["cannot be placed", "0 GPU(s)", "nothing fits"], id="no-gpu"),
         pytest.param({"device": "cpu", "collectives": "nccl"}, ["collectives nccl needs device cuda"], id="nccl-cpu"),
+        pytest.param({"dtype": "bfloat16"}, ["dtype bfloat16", "use float32"], id="bfloat16-on-cpu"),
         pytest.param({"path": "absent"}, ["no config.json in absent", "models.path"], id="no-path"),
     ],
 )
