@@ -45,6 +45,7 @@ class Reason(enum.Enum):
     RESERVATION_LOST = (Code.UNAVAILABLE, True, "the reservation of this request has lapsed")
     OVERLOADED = (Code.RESOURCE_EXHAUSTED, True, "no room for this request now")
     NO_REPLICA = (Code.UNAVAILABLE, True, "no replica of this model can take requests now")
+    QUARANTINED = (Code.FAILED_PRECONDITION, False, "replicas were lost in the first steps of this request, twice")
     REPLICA_LOST = (Code.UNAVAILABLE, True, "the replica was lost and no other could continue in time")
     UNREACHABLE = (Code.UNAVAILABLE, True, "the server cannot be reached")
     SHUTTING_DOWN = (Code.UNAVAILABLE, True, "this router is shutting down")

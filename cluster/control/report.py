@@ -38,6 +38,8 @@ def replica_status(
         status.address = told.address
         if told.HasField("load"):
             status.load.CopyFrom(told.load)
+        if told.HasField("coefficients"):
+            status.coefficients.CopyFrom(told.coefficients)
     return status
 
 
@@ -48,6 +50,8 @@ def directory_entry(status: control_pb2.ReplicaStatus) -> control_pb2.DirectoryE
     )
     if status.HasField("load"):
         entry.load.CopyFrom(status.load)
+    if status.HasField("coefficients"):
+        entry.coefficients.CopyFrom(status.coefficients)
     return entry
 
 

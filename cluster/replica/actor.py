@@ -86,6 +86,7 @@ class EngineActor:
             reason=self._executor.missing_ranks() if loading else engine.reason,
             ranks=self._executor.rank_statuses(),
             load=engine.load(),
+            coefficients=engine.costs.coefficients(),
         )
         return status.SerializeToString()
 

@@ -73,3 +73,4 @@ def merge(waiting: replica_pb2.TokenDelta, delta: replica_pb2.TokenDelta) -> Non
     if delta.end:
         waiting.end = delta.end
         waiting.detail = delta.detail
+        waiting.suspect = delta.suspect

@@ -16,6 +16,7 @@ import itertools
 import logging
 import math
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -30,6 +31,7 @@ from cluster.replica.connection import Connection
 from cluster.replica.constraints import Constraints
 from cluster.replica.plan import EndReason, Refused, Request, RequestKey, SequenceEvent, StepPlan
 from cluster.replica.scheduler import Scheduler
+from cluster.replica.step_costs import StepCostFit
 from cluster.replica.step_message import step_input
 from cluster.replica.step_times import StepTimes
 from cluster.replica.validate import Limits, read_spec
@@ -65,6 +67,8 @@ class _Live:
     open_choices: set[int]
     logprobs: dict[tuple[int, int], Logprobs] = field(default_factory=dict)
     """By choice and token index, until the token itself is delivered."""
+    has_begun: bool = False
+    """A token of it was sampled here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,8 @@ class Engine:
         self._opening: set[asyncio.Task[None]] = set()
         self._flights: deque[_Flight] = deque()
         self._times = StepTimes()
+        self.costs = StepCostFit()
+        """How long steps have taken."""
         self._awake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -203,6 +209,11 @@ class Engine:
             self._load = replica_pb2.Load(**dataclasses.asdict(self._scheduler.load()))
         return self._load
 
+    @property
+    def predicted_step_seconds(self) -> float:
+        """The longest predicted step in flight; 0 if none is."""
+        return max((flight.predicted_seconds for flight in self._flights), default=0.0)
+
     # Ranks
 
     def ranks_ready(self) -> None:
@@ -220,14 +231,20 @@ class Engine:
             self.fail(f"step {output.step}: {type(error).__name__}: {error}")
 
     def ranks_lost(self, reason: str) -> None:
-        self.fail(reason)
+        self.fail(reason, self._suspects())
 
-    def fail(self, reason: str) -> None:
-        """End the epoch: every live request can go on elsewhere."""
+    def _suspects(self) -> set[RequestKey]:
+        """Requests in flight of which no token was ever sampled here: one of them may be what kills ranks."""
+        keys = {row.key for flight in self._flights for row in flight.plan.rows}
+        return {key for key in keys if (live := self._live.get(key)) and not live.has_begun}
+
+    def fail(self, reason: str, suspects: Collection[RequestKey] = ()) -> None:
+        """End the epoch: every live request can go on elsewhere, `suspects` with care."""
         if self.state == control_pb2.REPLICA_STATE_FAILED:
             return
         self.state, self.reason = control_pb2.REPLICA_STATE_FAILED, reason
-        self._end_all_requests("the replica failed")
+        self._end_all_requests("the replica failed", suspects)
+        self._flights.clear()
         for connection in self._connections.values():
             connection.end(ServiceError(Reason.REPLICA_LOST))
         self._ranks.close()
@@ -295,8 +312,7 @@ class Engine:
         message = step_input(plan, self._epoch, specs, self._constraints.masks(plan.rows))
         flight = _Flight(plan, self._times.predict(plan.num_prefill_tokens), self._reporting(plan))
         self._flights.append(flight)
-        longest = max(flight.predicted_seconds for flight in self._flights)
-        self._ranks.send_step(plan.step, message, longest)
+        self._ranks.send_step(plan.step, message, self.predicted_step_seconds)
 
     def _reporting(self, plan: StepPlan) -> tuple[SampledRow, ...]:
         rows = []
@@ -313,6 +329,7 @@ class Engine:
         flight = self._flights.popleft()
         self.step = output.step
         self._times.learn(flight.plan.num_prefill_tokens, output.seconds)
+        self.costs.learn(flight.plan, output.seconds)
         self._keep_logprobs(flight, output)
         slots = np.frombuffer(output.slots, "<i4").tolist()
         tokens = np.frombuffer(output.token_ids, "<i4").tolist()
@@ -332,6 +349,7 @@ class Engine:
         live = self._live.get(event.key)
         if live is None:
             return
+        live.has_begun = True
         delta = replica_pb2.TokenDelta(
             stream_id=live.stream_id,
             choice=event.choice,
@@ -352,14 +370,16 @@ class Engine:
             if not live.open_choices:
                 self._forget(event.key)
 
-    def _end_all_choices(self, live: _Live, end: replica_pb2.EndReason, detail: str) -> None:
+    def _end_all_choices(self, live: _Live, end: replica_pb2.EndReason, detail: str, *, suspect: bool = False) -> None:
         for choice in sorted(live.open_choices):
-            delta = replica_pb2.TokenDelta(stream_id=live.stream_id, choice=choice, end=end, detail=detail)
+            delta = replica_pb2.TokenDelta(
+                stream_id=live.stream_id, choice=choice, end=end, detail=detail, suspect=suspect
+            )
             live.connection.add(delta)
 
-    def _end_all_requests(self, detail: str) -> None:
-        for live in self._live.values():
-            self._end_all_choices(live, replica_pb2.END_REASON_ERROR, detail)
+    def _end_all_requests(self, detail: str, suspects: Collection[RequestKey] = ()) -> None:
+        for key, live in self._live.items():
+            self._end_all_choices(live, replica_pb2.END_REASON_ERROR, detail, suspect=key in suspects)
         self._live.clear()
         self._idle.set()
 

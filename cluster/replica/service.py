@@ -87,7 +87,12 @@ class ReplicaService(replica_pb2_grpc.ReplicaServiceServicer):
     async def _write(self, connection: Connection, context: Context) -> None:
         while True:
             await connection.wait(HEARTBEAT_SECONDS)
-            report = replica_pb2.StepReport(step=self._engine.step, deltas=connection.take(), load=self._engine.load())
+            report = replica_pb2.StepReport(
+                step=self._engine.step,
+                deltas=connection.take(),
+                load=self._engine.load(),
+                predicted_step_seconds=self._engine.predicted_step_seconds,
+            )
             await context.write(replica_pb2.ConnectResponse(report=report))
             if connection.ended_with and not connection.has_news:
                 raise connection.ended_with

@@ -28,6 +28,8 @@ DEADLINE_MARGIN_SECONDS = 0.1
 """A stream gives up this long before its deadline, so that the client hears why."""
 MAX_FRUITLESS_ATTEMPTS = 4
 """Replicas in a row that may be lost without one token: beyond, it may be the request that kills them."""
+MAX_SUSPICIONS = 2
+"""Replicas that may lose a rank in the request's first steps there: it is not tried again."""
 
 
 CHOICE_ENDS = (replica_pb2.END_REASON_STOP, replica_pb2.END_REASON_LENGTH)
@@ -133,6 +135,7 @@ class LiveStream:
         self._attempt: Attempt | None = None
         self._failed_at: set[Attempted] = set()
         self._fruitless = 0
+        self._suspicions = 0
         self._ended_at_replica = True
         self._error: ServiceError | None = None
 
@@ -159,6 +162,7 @@ class LiveStream:
                 continue
             if news:
                 self._fruitless = 0
+                self._fleet.end_trial(self._model, self)
                 self._linger_next = self._linger
                 return news
 
@@ -174,6 +178,7 @@ class LiveStream:
 
     def close(self) -> None:
         """Nothing more is wanted."""
+        self._fleet.end_trial(self._model, self)
         if self._attempt is not None:
             self._attempt.close(tell=not (self.is_over and self._ended_at_replica))
             self._attempt = None
@@ -187,6 +192,7 @@ class LiveStream:
     def _accept(self, deltas: Sequence[replica_pb2.TokenDelta]) -> list[News]:
         news: dict[int, News] = {}
         lost = None
+        self._suspicions += any(delta.suspect for delta in deltas)
         for delta in deltas:
             if delta.end >= replica_pb2.END_REASON_DEADLINE:
                 lost = self._failure(delta) or lost
@@ -226,6 +232,7 @@ class LiveStream:
         self._attempt.close(tell=True)
         self._attempt = None
         self._fruitless += 1
+        self._fleet.end_trial(self._model, self)
 
     async def _begin(self) -> Attempt:
         """Send the request, with what was emitted, to the best replica; waits while there is none.
@@ -234,6 +241,11 @@ class LiveStream:
             ServiceError: there is none in time.
             ReplicaLostError: it was lost in this very moment.
         """
+        if self._suspicions >= MAX_SUSPICIONS:
+            log.error(
+                "%s: quarantined: %d replicas lost a rank in its first steps", self._spec.request_id, MAX_SUSPICIONS
+            )
+            raise ServiceError(Reason.QUARANTINED)
         if self._fruitless >= MAX_FRUITLESS_ATTEMPTS:
             raise ServiceError(Reason.REPLICA_LOST, retry_after=1.0)
         begun = self._clock.monotonic()
@@ -244,7 +256,7 @@ class LiveStream:
         tokens = len(self._spec.prompt_token_ids) + self._positions.num_emitted
         while True:
             replica = self._fleet.choose(self._model, tokens, self._spec.max_tokens, self._keys, self._failed_at)
-            if replica is not None:
+            if replica is not None and (not self._suspicions or self._fleet.begin_trial(self._model, self)):
                 break
             if self._clock.monotonic() >= give_up:
                 raise ServiceError(Reason.REPLICA_LOST if has_begun else Reason.NO_REPLICA, retry_after=1.0)

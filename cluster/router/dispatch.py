@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import grpc.aio
@@ -27,6 +28,31 @@ CONNECT_SECONDS = 5.0
 """A replica that does not answer the handshake by then is tried again."""
 RECONNECT_SECONDS = (0.1, 2.0)
 """First and longest pause between attempts to connect."""
+STALL_FACTOR = 5.0
+"""A step may take this many times its predicted length."""
+IDLE_STALL_SECONDS = 60.0
+"""A replica that has requests and no step in flight may be compiling a grammar; not for ever."""
+
+
+OpenCall = Callable[[], Awaitable[Any]]
+"""Starts a `Connect` call: something with the `read`, `write`, `code`, … of `grpc.aio.StreamStreamCall`."""
+Dial = Callable[[str], AbstractAsyncContextManager[OpenCall]]
+"""A channel to an address, closed when left."""
+
+
+@asynccontextmanager
+async def dial_grpc(address: str) -> AsyncIterator[OpenCall]:
+    """The transport of production."""
+    channel = rpc.channel(address)
+
+    async def open_call() -> Any:
+        await channel.channel_ready()
+        return replica_pb2_grpc.ReplicaServiceStub(channel).Connect()  # type: ignore[no-untyped-call]
+
+    try:
+        yield open_call
+    finally:
+        await channel.close()
 
 
 class ReplicaConnection:
@@ -39,11 +65,13 @@ class ReplicaConnection:
         clock: Clock,
         on_load: Callable[[replica_pb2.Load], None],
         stall_seconds: Callable[[], float],
+        dial: Dial | None = None,
     ) -> None:
         """
         Args:
             on_load: called with the load of each report.
-            stall_seconds: longest time that a step may take now, by the replica's own figures.
+            stall_seconds: longest time that a step of a replica may take that does not predict its steps itself.
+            dial: opens `ReplicaService.Connect` at an address; over gRPC by default.
         """
         self.target = target
         self.rtt = 0.0
@@ -54,6 +82,7 @@ class ReplicaConnection:
         self.clock = clock
         self._on_load = on_load
         self._stall_seconds = stall_seconds
+        self._dial = dial or dial_grpc
         self._attempts: dict[int, Attempt] = {}
         self._last_stream_id = 0
         self._outbox: deque[replica_pb2.ConnectRequest] = deque()
@@ -62,6 +91,8 @@ class ReplicaConnection:
         self._last_report = 0.0
         self._step = -1
         self._last_progress = 0.0
+        self._predicted: float | None = None
+        """Longest step in flight there, by its own prediction; None if it does not tell."""
 
     @property
     def is_live(self) -> bool:
@@ -128,9 +159,8 @@ class ReplicaConnection:
 
     async def _session(self) -> None:
         """One stream, from handshake to end."""
-        channel = rpc.channel(self.target.address)
-        try:
-            call = await self._handshake(channel)
+        async with self._dial(self.target.address) as open_call:
+            call = await self._handshake(open_call)
             tasks = [
                 asyncio.create_task(self._read(call)),
                 asyncio.create_task(self._write(call)),
@@ -144,14 +174,11 @@ class ReplicaConnection:
                 await asyncio.gather(*tasks, return_exceptions=True)
             for task in done:
                 task.result()
-        finally:
-            await channel.close()
 
-    async def _handshake(self, channel: grpc.aio.Channel) -> Any:
+    async def _handshake(self, open_call: OpenCall) -> Any:
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                await channel.channel_ready()
-                call = replica_pb2_grpc.ReplicaServiceStub(channel).Connect()  # type: ignore[no-untyped-call]
+                call = await open_call()
                 hello = replica_pb2.Hello(
                     router_id=self._router_id,
                     expected_epoch=self.target.epoch,
@@ -191,9 +218,11 @@ class ReplicaConnection:
                 await self._raise_status(call)
             report = message.report
             self._last_report = self.clock.monotonic()
-            if report.step != self._step:
+            predicted = report.predicted_step_seconds if report.HasField("predicted_step_seconds") else None
+            if report.step != self._step or bool(predicted) != bool(self._predicted):
                 self._step = report.step
                 self._last_progress = self._last_report
+            self._predicted = predicted
             for delta in report.deltas:
                 attempt = attempts.get(delta.stream_id)
                 if attempt is not None:
@@ -228,8 +257,16 @@ class ReplicaConnection:
                 raise ReplicaLostError(f"silent for {now - self._last_report:.2f} s")
             if all(attempt.is_paused for attempt in self._attempts.values()):
                 self._last_progress = now
-            if now - self._last_progress > self._stall_seconds():
+            if now - self._last_progress > self._stall_limit():
                 raise ReplicaLostError(f"no step for {now - self._last_progress:.2f} s with requests pending")
+
+    def _stall_limit(self) -> float:
+        """Seconds without a step after which the replica counts as lost."""
+        if self._predicted is None:
+            return self._stall_seconds()
+        if self._predicted == 0.0:
+            return IDLE_STALL_SECONDS
+        return max(DEAD_AFTER_SECONDS, STALL_FACTOR * self._predicted)
 
     def _send(self, request: replica_pb2.ConnectRequest) -> None:
         if self.is_live:
@@ -239,6 +276,7 @@ class ReplicaConnection:
     def _fail_all(self, why: str) -> None:
         self.welcome = None
         self._step = -1
+        self._predicted = None
         self._outbox.clear()
         self._credits.clear()
         for attempt in list(self._attempts.values()):

@@ -17,7 +17,7 @@ from cluster.ids import Epoch, ModelName, ReplicaId, RouterId
 from cluster.protocol import DEAD_AFTER_SECONDS
 from cluster.router.attempt import ReplicaAddress
 from cluster.router.choose import Candidate, StepCosts, choose_replica
-from cluster.router.dispatch import ReplicaConnection
+from cluster.router.dispatch import STALL_FACTOR, Dial, ReplicaConnection
 from cluster.router.prefixes import PrefixIndex
 
 DEFAULT_COSTS = StepCosts(0.02, 1e-3, 1e-8, 0.03, 1e-3, 1e-7)
@@ -83,7 +83,7 @@ class Replica:
         return self.is_listed and self.connection.is_live
 
     def stall_seconds(self) -> float:
-        """Longest time that a step may take: five times the prediction for a full one."""
+        """Longest time that a step of a replica may take that does not predict its steps itself: five full ones."""
         if self.costs is None:
             return DEFAULT_STALL_SECONDS
         costs, load = self.costs, self.load
@@ -91,7 +91,7 @@ class Replica:
         prefill += self.batch_tokens * load.context_tokens * costs.prefill_per_token_context
         decode = costs.decode_base + load.running * costs.decode_per_sequence
         decode += load.context_tokens * costs.decode_per_context_token
-        return max(DEAD_AFTER_SECONDS, 5 * (prefill + decode))
+        return max(DEAD_AFTER_SECONDS, STALL_FACTOR * (prefill + decode))
 
     def _make_candidate(self) -> Candidate:
         load = self.load
@@ -116,6 +116,8 @@ class ModelTraffic:
     block_size: int
     batch_tokens: int
     answer_tokens: float = FIRST_ANSWER_TOKENS
+    on_trial: object | None = None
+    """The suspect that runs now."""
     replicas: dict[ReplicaId, Replica] = field(default_factory=dict)
 
 
@@ -123,12 +125,19 @@ class Fleet:
     """Replicas by model."""
 
     def __init__(
-        self, router_id: RouterId, clock: Clock, rng: random.Random, models: dict[ModelName, ModelTraffic]
+        self,
+        router_id: RouterId,
+        clock: Clock,
+        rng: random.Random,
+        models: dict[ModelName, ModelTraffic],
+        dial: Dial | None = None,
     ) -> None:
+        """`dial`: how replicas are reached; over gRPC by default."""
         self._router_id = router_id
         self._clock = clock
         self._rng = rng
         self._models = models
+        self._dial = dial
         self._retired: list[Replica] = []
 
     def update(self, directory: control_pb2.WatchReplicasResponse) -> None:
@@ -172,6 +181,21 @@ class Fleet:
             return None
         return replicas[index]
 
+    def begin_trial(self, name: ModelName, suspect: object) -> bool:
+        """Let a request run that may be what kills replicas; False while another one does.
+
+        One after the other, so that whoever is there when the next replica dies is the one.
+        """
+        model = self._models[name]
+        if model.on_trial is None:
+            model.on_trial = suspect
+        return model.on_trial is suspect
+
+    def end_trial(self, name: ModelName, suspect: object) -> None:
+        """It is cleared, refused or gone; others are ignored."""
+        if self._models[name].on_trial is suspect:
+            self._models[name].on_trial = None
+
     def observe_answer(self, name: ModelName, tokens: int) -> None:
         """An answer has ended: answers to come are expected to be like it."""
         model = self._models[name]
@@ -206,6 +230,7 @@ class Fleet:
             self._clock,
             on_load=lambda load: replica.report(load),
             stall_seconds=lambda: replica.stall_seconds(),
+            dial=self._dial,
         )
         replica = Replica(
             connection=connection,

@@ -84,7 +84,7 @@ class GetStatusResponse(_message.Message):
     def __init__(self, region: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ...) -> None: ...
 
 class ReplicaStatus(_message.Message):
-    __slots__ = ("replica_id", "model", "address", "epoch", "state", "reason", "ranks", "load")
+    __slots__ = ("replica_id", "model", "address", "epoch", "state", "reason", "ranks", "load", "coefficients")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -93,6 +93,7 @@ class ReplicaStatus(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     RANKS_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
+    COEFFICIENTS_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     model: str
     address: str
@@ -101,7 +102,8 @@ class ReplicaStatus(_message.Message):
     reason: str
     ranks: _containers.RepeatedCompositeFieldContainer[RankStatus]
     load: _replica_pb2.Load
-    def __init__(self, replica_id: _Optional[str] = ..., model: _Optional[str] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., reason: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., load: _Optional[_Union[_replica_pb2.Load, _Mapping]] = ...) -> None: ...
+    coefficients: StepCoefficients
+    def __init__(self, replica_id: _Optional[str] = ..., model: _Optional[str] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., reason: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., load: _Optional[_Union[_replica_pb2.Load, _Mapping]] = ..., coefficients: _Optional[_Union[StepCoefficients, _Mapping]] = ...) -> None: ...
 
 class RankStatus(_message.Message):
     __slots__ = ("stage", "tensor_rank", "node", "device", "pid", "start_layer", "end_layer", "query_heads", "kv_heads", "phase", "loaded_bytes", "total_bytes", "step", "phase_seconds")

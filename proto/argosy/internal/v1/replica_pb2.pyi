@@ -171,17 +171,19 @@ class Welcome(_message.Message):
     def __init__(self, replica_id: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., block_size: _Optional[int] = ..., context_length: _Optional[int] = ..., heartbeat: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class StepReport(_message.Message):
-    __slots__ = ("step", "deltas", "load")
+    __slots__ = ("step", "deltas", "load", "predicted_step_seconds")
     STEP_FIELD_NUMBER: _ClassVar[int]
     DELTAS_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
     step: int
     deltas: _containers.RepeatedCompositeFieldContainer[TokenDelta]
     load: Load
-    def __init__(self, step: _Optional[int] = ..., deltas: _Optional[_Iterable[_Union[TokenDelta, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ...) -> None: ...
+    predicted_step_seconds: float
+    def __init__(self, step: _Optional[int] = ..., deltas: _Optional[_Iterable[_Union[TokenDelta, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., predicted_step_seconds: _Optional[float] = ...) -> None: ...
 
 class TokenDelta(_message.Message):
-    __slots__ = ("stream_id", "choice", "first_index", "token_ids", "end", "logprobs", "cached_prompt_tokens", "detail")
+    __slots__ = ("stream_id", "choice", "first_index", "token_ids", "end", "logprobs", "cached_prompt_tokens", "detail", "suspect")
     STREAM_ID_FIELD_NUMBER: _ClassVar[int]
     CHOICE_FIELD_NUMBER: _ClassVar[int]
     FIRST_INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -190,6 +192,7 @@ class TokenDelta(_message.Message):
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
+    SUSPECT_FIELD_NUMBER: _ClassVar[int]
     stream_id: int
     choice: int
     first_index: int
@@ -198,7 +201,8 @@ class TokenDelta(_message.Message):
     logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprobsData]
     cached_prompt_tokens: int
     detail: str
-    def __init__(self, stream_id: _Optional[int] = ..., choice: _Optional[int] = ..., first_index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., end: _Optional[_Union[EndReason, str]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobsData, _Mapping]]] = ..., cached_prompt_tokens: _Optional[int] = ..., detail: _Optional[str] = ...) -> None: ...
+    suspect: bool
+    def __init__(self, stream_id: _Optional[int] = ..., choice: _Optional[int] = ..., first_index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., end: _Optional[_Union[EndReason, str]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobsData, _Mapping]]] = ..., cached_prompt_tokens: _Optional[int] = ..., detail: _Optional[str] = ..., suspect: _Optional[bool] = ...) -> None: ...
 
 class TokenLogprobsData(_message.Message):
     __slots__ = ("logprob", "top_token_ids", "top_logprobs")
