@@ -20,6 +20,8 @@ MAX_GRAMMAR_BYTES: Final = 65_536
 """Longest text of a grammar, in UTF-8."""
 MAX_MESSAGE_CHARACTERS: Final = 240
 
+_NO_ANSWER: Final = "NoExtension"
+"""How the library says so."""
 _JSON_OPTIONS: Final = {
     # Without a bound, a model that is unsure what comes next writes blanks until max_tokens.
     "whitespace_flexible": True,
@@ -81,9 +83,10 @@ def compile_grammar(tokenizer: LLTokenizer, grammar: Grammar) -> LLMatcher:
     matcher = LLMatcher(tokenizer, source, log_level=0, limits=_limits())
     if matcher.is_error():
         raise GrammarError(_reason(grammar, matcher))
-    # A grammar that derives nothing shows only when the first token is asked for.
+    # That a grammar derives nothing, or is too wide at once, shows only when the first token is asked for.
     if not any(matcher.compute_bitmask()) or matcher.is_error():
-        raise GrammarError("allows no answer, or none that a token of this model begins")
+        reason = _reason(grammar, matcher)
+        raise GrammarError("allows no answer" if reason.startswith(_NO_ANSWER) or not reason else reason)
     return matcher
 
 
@@ -107,12 +110,17 @@ def _source(grammar: Grammar) -> str:
 
 
 def _limits() -> LLParserLimits:
-    """A fraction of the library's defaults: they bound what one token may cost, and what one answer may hold."""
+    """A fraction of the library's defaults: they bound what one token may cost, and what one answer may hold.
+
+    Fifty schemas, objects of 500 fields and grammars of languages took at most 0.7 ms a token with them, hostile
+    grammars some 10 ms.
+    """
     return LLParserLimits(
+        max_items_in_row=1000,
         initial_lexer_fuel=500_000,
-        step_lexer_fuel=100_000,
-        step_max_items=25_000,
-        max_lexer_states=20_000,
+        step_lexer_fuel=50_000,
+        step_max_items=5_000,
+        max_lexer_states=40_000,
         max_grammar_size=250_000,
         verbose_errors=False,
     )

@@ -1,7 +1,7 @@
 """Where each constrained choice is in its grammar, and which tokens may come next: masks, computed beside the loop.
 
 A mask usually takes a fraction of a millisecond, so the loop waits for it and the choice is in the next step. One whose
-grammar once took longer is never waited for again: it slows itself down, and no other. Knows no steps, no scheduler.
+grammar once took longer is never waited for again: it slows itself down, no other, and not for long. Knows no steps.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from cluster.replica.plan import PlannedRow, Refused, RequestKey
 
 PATIENCE_SECONDS: Final = 0.002
 """How long a step may be held up by all masks together."""
+ALLOWANCE_SECONDS: Final = 1.0
+"""CPU time that a request may take for its masks besides `PATIENCE_SECONDS` a token."""
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +35,12 @@ ChoiceKey = tuple[RequestKey, int]
 class Place:
     """One choice's place in its grammar."""
 
-    __slots__ = ("has_failed", "is_slow", "mask", "matcher")
+    __slots__ = ("allowance", "has_failed", "is_slow", "mask", "matcher")
 
-    def __init__(self, matcher: LLMatcher) -> None:
+    def __init__(self, matcher: LLMatcher, allowance: float) -> None:
         self.matcher = matcher
+        self.allowance = allowance
+        """Seconds of CPU time that are left."""
         self.mask = b""
         """One bit a token that may come next."""
         self.is_slow = False
@@ -50,10 +54,15 @@ class Place:
 
     def advance(self, token: int) -> None:
         """Take the sampled token."""
-        began = time.perf_counter()
+        # CPU time: on a busy machine an honest grammar must not pay for what others do.
+        began = time.thread_time()
         self.matcher.consume_token(token)
         self._look_ahead()
-        self.is_slow |= time.perf_counter() - began > PATIENCE_SECONDS
+        excess = time.thread_time() - began - PATIENCE_SECONDS
+        if excess > 0:
+            self.is_slow = True
+            self.allowance -= excess
+            self.has_failed |= self.allowance < 0
 
     def _look_ahead(self) -> None:
         mask = self.matcher.compute_bitmask()
@@ -79,7 +88,8 @@ class Constraints:
             Refused: the grammar cannot be followed, or does not allow what was emitted.
         """
         first = await self._grammars.matcher(read_grammar(spec.grammar))
-        places = {choice.index: Place(first.deep_copy()) for choice in spec.choices}
+        share = ALLOWANCE_SECONDS / len(spec.choices)
+        places = {choice.index: Place(first.deep_copy(), share) for choice in spec.choices}
         for choice in spec.choices:
             if not await asyncio.to_thread(places[choice.index].begin, choice.emitted_token_ids):
                 raise Refused("grammar: it is too costly to follow, or does not allow the emitted tokens")

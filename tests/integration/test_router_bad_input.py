@@ -25,6 +25,8 @@ NAN, INFINITY = float("nan"), float("inf")
 CONTEXT, MAX_TOKENS, VOCABULARY = 512, 256, 49152
 USER = api.ChatMessage(role=api.ROLE_USER, content="hi")
 
+SLOW_TO_COMPILE = '{"type": "integer", "multipleOf": 99999989}'
+
 Ask = Callable[[Any], ServiceError]
 
 
@@ -107,6 +109,23 @@ BAD_FIELDS = [
     case("stop.token_ids[0]", "49151", stop={"token_ids": [VOCABULARY]}),
     case("stop.min_tokens", "max_tokens", stop={"min_tokens": 11}, max_tokens=10),
     case("stop.min_tokens", "max_tokens", stop={"min_tokens": 2**32 - 1}),
+    case("response_format", "json_schema, regex or grammar", response_format={}),
+    case("response_format.regex", "0 bytes", response_format={"regex": ""}),
+    case("response_format.regex", "65536", response_format={"regex": "é" * 32_769}),
+    case("response_format.regex", "unclosed group", response_format={"regex": "(a"}),
+    case("response_format.grammar", "missing", response_format={"grammar": "start: missing"}),
+    case("response_format.grammar", "no answer", response_format={"grammar": "start: start"}),
+    case("response_format.json_schema", "not valid JSON", response_format={"json_schema": "{"}),
+    case("response_format.json_schema", "an object", response_format={"json_schema": "[]"}),
+    case("response_format.json_schema", "nope", response_format={"json_schema": '{"type":"nope"}'}),
+    case("response_format.json_schema", "not", response_format={"json_schema": '{"not":{}}'}),
+    case("response_format.json_schema", "127.0.0.1", response_format={"json_schema": '{"$ref":"http://127.0.0.1/x"}'}),
+    case("response_format.json_schema", "recursion", response_format={"json_schema": '{"items":' * 5000}),
+    case("response_format.json_schema", "costly", response_format={"json_schema": SLOW_TO_COMPILE}),
+    *(
+        case(f"stop.{name}", "response_format", response_format={"regex": "a"}, stop={name: value})
+        for name, value in {"strings": ["x"], "token_ids": [7], "min_tokens": 2, "ignore_end_of_text": True}.items()
+    ),
 ]
 
 
@@ -147,10 +166,10 @@ def test_a_model_must_be_named(ask: Ask) -> None:
     assert ask(api.GenerateRequest(prompt="x")).reason is Reason.UNKNOWN_MODEL
 
 
-def test_a_response_format_is_not_quietly_ignored(ask: Ask) -> None:
-    error = ask(request(response_format={"regex": "a*"}))
-    assert error.reason is Reason.UNSUPPORTED
-    assert "response_format" in error.detail
+def test_what_is_said_about_a_format_is_one_short_line(ask: Ask) -> None:
+    description = ask(request(response_format={"regex": "(\n" * 2000})).violations[0].description
+    assert description.isprintable()
+    assert len(description) <= 240
 
 
 def test_an_enormous_message_is_refused_with_its_limit(ask: Ask) -> None:
