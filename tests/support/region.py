@@ -56,7 +56,7 @@ class CommandRun:
     def __init__(self, directory: Path, *arguments: object) -> None:
         self.mark = uuid.uuid4().hex
         self.output = directory / f"{self.mark}.log"
-        environment = {**os.environ, MARK: self.mark}
+        environment = {**os.environ, MARK: self.mark, "ARGOSY_STATE": str(directory / "state")}
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [*ARGOSY, *map(str, arguments)], stdout=output, stderr=subprocess.STDOUT, env=environment
