@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from cluster.errors import ConfigurationError
 
@@ -158,12 +167,45 @@ class LedgerConfig(_Section):
     they wait."""
 
 
+class OidcConfig(_Section):
+    """An OpenID Connect provider whose access tokens are accepted."""
+
+    issuer: str
+    """Its issuer address, exactly as its tokens name it; https, or http on this machine."""
+    audience: str
+    """What its tokens for this service carry as `aud`."""
+    tenant: str | None = None
+    """The tenant of all its users. Default: what `tenant_claim` says."""
+    tenant_claim: str = "tenant"
+    """The claim that names a user's tenant; the tenant must exist."""
+    scope_claim: str = "scope"
+    """The claim that lists what a token allows: words in one string, or a list."""
+    scopes: dict[str, tuple[Literal["generate", "usage", "admin"], ...]] = {
+        "argosy": ("generate", "usage"),
+        "argosy:admin": ("admin",),
+    }
+    """What each of its words allows here."""
+    client_id: str = "argosy"
+    """As which `argosy login` asks for tokens."""
+
+    @field_validator("issuer")
+    @classmethod
+    def _issuer_is_safe(cls, value: str) -> str:
+        scheme, _, rest = value.partition("://")
+        host = rest.partition("/")[0]
+        if scheme != "https" and not (scheme == "http" and _is_loopback(host if ":" in host else f"{host}:80")):
+            raise ValueError(f"{value!r} is not an https address")
+        return value
+
+
 class IdentityConfig(_Section):
     """Who may call the router."""
 
     mode: Literal["auto", "anonymous", "required"] = "auto"
     """required: calls need credentials. anonymous: calls without any are served too. auto: anonymous while
     `router.listen` is a loopback address, and otherwise the router refuses to start."""
+    oidc: tuple[OidcConfig, ...] = ()
+    """Providers whose access tokens are accepted beside API keys."""
 
 
 class ArgosyConfig(_Section):

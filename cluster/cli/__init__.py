@@ -17,10 +17,12 @@ SUBCOMMANDS = {
     "generate": "Ask a model once and stream the answer.",
     "chat": "Talk to a model in the terminal.",
     "status": "Show replicas and ranks, and how they do.",
+    "login": "Log in with an identity provider, in a browser on any device.",
     "tenants": "Show and set tenants: who may use the service, and how much.",
     "keys": "Make, show, rotate and revoke API keys.",
     "usage": "Show what was used: tokens by tenant and model, or one request.",
     "router": "Run one more router for a region that is up.",
+    "plan": "Say how a model would run on devices that are not there.",
 }
 
 

@@ -22,6 +22,7 @@ from cluster.identity.administration import Administration
 from cluster.identity.authenticator import Authenticator
 from cluster.identity.interceptor import IdentityInterceptor
 from cluster.identity.keys import SECRET_FILE, read_secret
+from cluster.identity.oidc import OidcVerifier
 from cluster.ids import RouterId, new_router_id
 from cluster.ledger.export import export_always, sink_of
 from cluster.ledger.ledger import StoredLedger
@@ -101,7 +102,8 @@ async def serve(
         service = InferenceService(catalogue, fleet, ledger, metrics, clock, config.router, config.region)
         books = ledger if isinstance(ledger, StoredLedger) else None
         secret = read_secret(config.ledger_path.with_name(SECRET_FILE)) if books else b""
-        authenticator = Authenticator(books, secret, clock, anonymous=anonymous)
+        tokens = OidcVerifier(config.identity.oidc, clock)
+        authenticator = Authenticator(books, secret, clock, anonymous=anonymous, tokens=tokens)
         servicer = health.aio.HealthServicer()
         server = _server(config, service, ModelService(catalogue, fleet), servicer, authenticator)
         if books is not None:
@@ -111,6 +113,7 @@ async def serve(
             address = rpc.listen(server, config.router.listen, "router.listen")
             await server.start()
             tasks.append(asyncio.create_task(watch_directory(config.controller.listen, router_id, clock, fleet.update)))
+            tasks.append(asyncio.create_task(tokens.keep_fresh()))
             tasks.append(asyncio.create_task(keep_health(servicer, catalogue, fleet, clock)))
             log.info("%s listens on %s", router_id, address)
             if on_listening is not None:

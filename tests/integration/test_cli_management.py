@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cluster.cli.credentials import token_file
 from tests.support.fake_replica import FakeReplica, hashed_tokens
 from tests.support.guarded_world import guarded_world
+from tests.support.identity_provider import AUDIENCE, identity_provider
 from tests.support.router_world import MODEL, run_async
 
 pytestmark = pytest.mark.model
@@ -61,3 +63,42 @@ async def test_from_the_first_key_to_a_bill(smollm2_dir: Path, tmp_path: Path) -
         _, listed, _ = await argosy("keys", "list", *on_file)
         assert admin_key.strip() not in listed
         assert admin_key.split("_")[1] in listed
+
+
+@run_async
+async def test_login_token_stream_and_usage(smollm2_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device flow: the user confirms while the command waits, and the token opens the router."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    fake = FakeReplica(hashed_tokens(range(1000, 20000)), step_seconds=0.002)
+    with identity_provider() as provider:
+        oidc = {"issuer": provider.issuer, "audience": AUDIENCE}
+        sections = {"identity": {"mode": "required", "oidc": [oidc]}}
+        async with guarded_world(smollm2_dir, tmp_path, fake, **sections) as world:
+            await world.tenant("acme")
+            login = asyncio.create_task(argosy("login", "--issuer", provider.issuer))
+            async with asyncio.timeout(30):
+                while not provider.num_polls:
+                    await asyncio.sleep(0.02)
+            provider.is_approved = True
+            status, out, _ = await login
+            assert status == 0
+            assert "ABCD-EFGH" in out
+            assert token_file().stat().st_mode & 0o077 == 0
+            there = ("--address", world.addresses[0])
+            assert (await argosy("generate", "--raw", "--max-tokens", "9", "Hello", *there))[0] == 0
+            await world.until_settled()
+            _, out, _ = await argosy("usage", "--json", *there)
+            [summary] = json.loads(out)["summaries"]
+            assert (summary["tenant"], summary["completion_tokens"]) == ("acme", "9")
+
+
+@run_async
+async def test_a_login_that_cannot_be_ends_in_one_line() -> None:
+    with identity_provider() as provider:
+        provider.is_absent = True
+        status, _, error = await argosy("login", "--issuer", provider.issuer)
+        assert status == 1
+        assert error.count("\n") == 1
+        assert "503" in error
+    assert (await argosy("login", "--issuer", "http://id.example.com"))[0] == 2
+    assert (await argosy("login"))[0] == 2

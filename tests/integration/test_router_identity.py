@@ -18,6 +18,7 @@ from cluster.errors import ConfigurationError, Reason, ServiceError
 from cluster.identity.policy import METHODS, PUBLIC
 from tests.support.fake_replica import FakeReplica, hashed_tokens
 from tests.support.guarded_world import Credentials, GuardedWorld, bearer, guarded_world
+from tests.support.identity_provider import AUDIENCE, forge, identity_provider
 from tests.support.router_world import MODEL, request, router_world, run_async
 
 pytestmark = pytest.mark.model
@@ -247,3 +248,35 @@ async def _refused(channel: grpc.aio.Channel) -> grpc.aio.AioRpcError:
     except grpc.aio.AioRpcError as error:
         return error
     raise AssertionError("a bad credential was ignored")
+
+
+@run_async
+async def test_a_providers_users_are_let_in_as_their_tenant(smollm2_dir: Path, tmp_path: Path) -> None:
+    """T38, for tokens: login elsewhere, token here, stream, usage record; and what is no good opens no method."""
+    with identity_provider() as provider:
+        oidc = {"issuer": provider.issuer, "audience": AUDIENCE}
+        sections = {"identity": {"mode": "required", "oidc": [oidc]}}
+        async with guarded_world(smollm2_dir, tmp_path, replica(), **sections) as world:
+            token = bearer(provider.token())
+            assert (await world.refusal(request(), token)).reason is Reason.UNAUTHENTICATED, "no such tenant"
+            await world.tenant("acme")
+            await asyncio.sleep(0)
+            token = bearer(provider.token(sub="u2"))
+            reply = await world.generate(request(max_tokens=3), token)
+            record = await world.record(reply.started.request_id, token)
+            assert (record.tenant, record.subject) == ("acme", f"{provider.issuer}#u2")
+            bad = {
+                "expired": provider.token(exp=1),
+                "audience": provider.token(aud="x"),
+                "alg none": forge({"alg": "none", "kid": "rsa-1"}, {"iss": provider.issuer}),
+            }
+            for method, scope in METHODS.items():
+                if scope is PUBLIC:
+                    continue
+                for name, value in bad.items():
+                    code = await verdict(world.channels[0], method, bearer(value))
+                    assert code is grpc.StatusCode.UNAUTHENTICATED, (method, name)
+                if "Admin" in method:
+                    assert await verdict(world.channels[0], method, token) is grpc.StatusCode.PERMISSION_DENIED
+            boss = bearer(provider.token(scope="argosy:admin"))
+            assert (await world.admin.ListTenants(admin_pb2.ListTenantsRequest(), metadata=boss)).tenants
