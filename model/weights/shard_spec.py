@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import fnmatch
-import itertools
 import math
 from dataclasses import dataclass
 
@@ -177,10 +176,9 @@ def rank_bytes(spec: ShardSpec, shard: RankShard, bytes_per_element: float) -> i
 
     `bytes_per_element` is of weights that are converted, and may be fractional.
     """
-    rules = {tensor.source: tensor.rule for tensor in spec.stage_tensors(shard)}
     converted = kept = 0
-    for rule, same in itertools.groupby(rules.values()):
-        elements = math.prod(local_shape(shard, rule)) * len(list(same))
+    for rule in spec.rules:
+        elements = math.prod(local_shape(shard, rule)) * _count(rule, shard)
         if rule.kept:
             kept += elements * rule.bytes_kept
         else:
@@ -188,10 +186,26 @@ def rank_bytes(spec: ShardSpec, shard: RankShard, bytes_per_element: float) -> i
     return math.ceil(converted * bytes_per_element) + kept
 
 
+def _count(rule: TensorRule, shard: RankShard) -> int:
+    """How many tensors of a rule a rank holds; a tied one is another rule's where both are on the rank."""
+    if rule.place is Place.FIRST_STAGE:
+        return int(shard.is_first_stage)
+    if rule.place is Place.LAST_STAGE:
+        return int(shard.is_last_stage and not (rule.tied_to and shard.is_first_stage))
+    return len(_layers(rule, shard.layers)) * (shard.experts.experts.size if "{expert}" in rule.name else 1)
+
+
+def _layers(rule: TensorRule, layers: Span) -> list[int]:
+    return [i for i in range(layers.start, layers.end) if rule.layers is None or i in rule.layers]
+
+
 def _names(rule: TensorRule, layers: Span, experts: Span) -> list[tuple[str, str]]:
     """(name, name in the checkpoint) of each of a rule's tensors."""
     if rule.place is not Place.EACH_LAYER:
         return [(rule.name, rule.source)]
-    numbers = [i for i in range(layers.start, layers.end) if rule.layers is None or i in rule.layers]
     each = range(experts.start, experts.end) if "{expert}" in rule.name else range(1)
-    return [(rule.name.format(layer=i, expert=e), rule.source.format(layer=i, expert=e)) for i in numbers for e in each]
+    return [
+        (rule.name.format(layer=i, expert=e), rule.source.format(layer=i, expert=e))
+        for i in _layers(rule, layers)
+        for e in each
+    ]

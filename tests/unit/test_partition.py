@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.parallel.dims import ParallelDims
@@ -82,6 +82,7 @@ def head_cases(draw: st.DrawFn) -> tuple[int, int, list[float]]:
     return num_heads, num_kv_heads, weights
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(head_cases())
 def test_every_query_head_is_on_one_rank_and_reads_its_own_kv_head(case: tuple[int, int, list[float]]) -> None:
     num_heads, num_kv_heads, weights = case
@@ -103,6 +104,7 @@ def test_every_query_head_is_on_one_rank_and_reads_its_own_kv_head(case: tuple[i
         assert sum(shard.kv_heads.size for shard in shards) == num_kv_heads
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(head_cases())
 def test_equal_ranks_never_carry_more_than_an_even_cut_would(case: tuple[int, int, list[float]]) -> None:
     num_heads, num_kv_heads, weights = case
