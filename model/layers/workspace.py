@@ -1,6 +1,6 @@
 """Memory that passes reuse: outputs of layers and scratch of kernels, by name. Knows sizes, no arithmetic.
 
-Each name and width has one buffer, grown to the largest pass so far: layers share it, steady decoding allocates none.
+Each name and width has one buffer, grown to the largest pass so far: layers share it, and decoding allocates nothing.
 """
 
 from __future__ import annotations
