@@ -156,15 +156,25 @@ class RayConfig(_Section):
 class LedgerConfig(_Section):
     """Where usage, tenants and keys are kept."""
 
-    store: Literal["sqlite", "memory"] = "sqlite"
-    """sqlite: a file that all routers of this machine share. memory: nothing is kept, there are no tenants."""
+    store: Literal["sqlite", "postgres", "memory"] = "sqlite"
+    """sqlite: a file that all routers of this machine share. postgres: a server that routers of any machines share.
+    memory: nothing is kept, there are no tenants."""
     path: Path | None = None
-    """The SQLite file. Default: `REGION/ledger.db` in the state directory ($ARGOSY_STATE, ~/.local/state/argosy)."""
+    """The SQLite file; with postgres its directory takes journals and the secret of keys, which machines must share.
+    Default: `REGION/ledger.db` in the state directory ($ARGOSY_STATE, ~/.local/state/argosy)."""
+    url: str | None = None
+    """postgresql://user@host/database. A password comes from $PGPASSWORD or a password file, never from here."""
     lease_seconds: float = Field(10, gt=0)
     """A router that says nothing for so long is taken for dead, and its open requests are settled."""
     export: str | None = None
     """Where settled requests go as CloudEvents, at least once: file:///path or http(s)://host/path. Default: nowhere,
     they wait."""
+
+    @model_validator(mode="after")
+    def _server_is_named(self) -> LedgerConfig:
+        if (self.store == "postgres") != (self.url is not None):
+            raise ValueError("`url` and `store: postgres` need each other")
+        return self
 
 
 class OidcConfig(_Section):

@@ -64,6 +64,7 @@ class StoredLedger:
         Raises:
             StoreUnavailableError: the store cannot be opened.
         """
+        self.options.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         await asyncio.to_thread(self._make_tables)
         self._commits = GroupCommit(self._connect, Journal(self._journal_of(self.options.holder)), self.clock)
         self._commits.start()

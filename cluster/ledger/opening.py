@@ -12,9 +12,19 @@ from cluster.ledger.ledger import LedgerOptions, StoredLedger
 
 
 def connector(config: ArgosyConfig) -> Callable[[], Database]:
-    """What opens a connection to the configured store."""
-    path = config.ledger_path
-    return lambda: SqliteDatabase(path)
+    """What opens a connection to the configured store.
+
+    Raises:
+        ConfigurationError: its driver is not installed.
+    """
+    if (url := config.ledger.url) is None:
+        path = config.ledger_path
+        return lambda: SqliteDatabase(path)
+    try:
+        from cluster.ledger.postgres import PostgresDatabase
+    except ImportError:
+        raise ConfigurationError("ledger.store: postgres needs psycopg; pip install 'argosy[postgres]'") from None
+    return lambda: PostgresDatabase(url)
 
 
 async def open_ledger(config: ArgosyConfig, clock: Clock, holder: str) -> StoredLedger:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,16 +15,35 @@ from cluster.errors import Reason, ServiceError
 from cluster.ids import TenantId
 from cluster.ledger.database import SqliteDatabase
 from cluster.ledger.operations import Mark, Open, Settle, from_json, to_json
+from cluster.ledger.postgres import PostgresDatabase
 from cluster.ledger.records import Ending, Limits, Settlement, Window
 from cluster.ledger.schema import create_tables
 from cluster.ledger.windows import Windows
 from tests.support.ledgers import Connect, ledger, reservation, rows, settlement, used
+from tests.support.postgres_server import postgres_server, programs
 from tests.support.router_world import run_async
 
 
-@pytest.fixture
-def connect(tmp_path: Path) -> Connect:
-    return lambda: SqliteDatabase(tmp_path / "ledger.db")
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    """A PostgreSQL server, where it is installed."""
+    if programs() is None:
+        pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def connect(request: pytest.FixtureRequest, tmp_path: Path) -> Connect:
+    """What opens a connection to a store of the test's own."""
+    if request.param == "sqlite":
+        return lambda: SqliteDatabase(tmp_path / "ledger.db")
+    url = request.getfixturevalue("server")
+    schema = f"test_{secrets.token_hex(6)}"
+    database = PostgresDatabase(url)
+    database.execute(f"CREATE SCHEMA {schema}")
+    database.close()
+    return lambda: PostgresDatabase(f"{url}&options=-csearch_path%3D{schema}")
 
 
 ACME, BETA = TenantId("acme"), TenantId("beta")
