@@ -22,7 +22,7 @@ OFFLINE := env -u http_proxy -u https_proxy -u all_proxy -u HTTP_PROXY -u HTTPS_
 
 CHECKS := check-lint check-banned-calls check-imports check-protobuf check-stubs check-types check-lengths
 
-.PHONY: help setup demo serve test test-fast check proto constraints bench clean $(CHECKS)
+.PHONY: help setup demo serve test test-fast test-faults check proto constraints bench clean $(CHECKS)
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -39,10 +39,14 @@ serve: $(READY) ## Serve examples/argosy.yaml until Ctrl-C
 
 test: $(READY) ## Run the whole suite (under 25 minutes on 2 cores)
 	@$(BIN)/argosy pull $(MODEL)
-	@$(OFFLINE) $(BIN)/python -m pytest
+	@$(OFFLINE) $(BIN)/python -m pytest -m "not faults_long"
 
 test-fast: $(READY) ## Run what needs neither Ray nor a model
-	@$(OFFLINE) $(BIN)/python -m pytest -q -m "not ray and not model" --durations=5
+	@$(OFFLINE) $(BIN)/python -m pytest -q -m "not ray and not model and not faults_long" --durations=5
+
+test-faults: $(READY) ## Play every fault of docs/reliability.md, those that take long too
+	@$(BIN)/argosy pull $(MODEL)
+	@$(OFFLINE) $(BIN)/python -m pytest -m "faults_long or not faults_long" tests/faults tests/unit/test_deterministic_world.py
 
 check: $(READY) ## Lint, format, types, import rules, protobuf, stale stubs, banned calls, lengths
 	@$(MAKE) --keep-going --output-sync=target --jobs=2 $(CHECKS)
@@ -94,5 +98,6 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-input -c constraints.txt -e '.[dev]' 2>&1 \
 		| tee $(VENV)/install.log | sed -un 's/^ *Downloading \([^ ]*\) (\(.*MB\))$$/  downloading \1, \2/p' \
 		|| { tail -n 20 $(VENV)/install.log >&2; exit 1; }
+	@$(BIN)/python -m model.warm_up
 	@touch $(READY)
 	@echo "Ready."

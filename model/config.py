@@ -47,6 +47,8 @@ class ModelConfig:
     """Keys that a query sees in each layer, 0: all before it. Empty: all, in every layer."""
     local_rope: RopeConfig | None = None
     """Rotary embedding of the layers with a window, where it is another one."""
+    attention_sinks: bool = False
+    """Each query head has a score that takes weight and has no value."""
     swiglu_limit: float = 0.0
     """gpt-oss: where gate and up projections are clamped."""
     experts: ExpertsConfig | None = None

@@ -149,8 +149,12 @@ def _gpt_oss(raw: Raw, fields: Fields) -> Fields:
         normalise=False,
     )
     bias, limit = bool(raw.get("attention_bias", True)), float(raw.get("swiglu_limit", 7.0))
-    own = {"attention_bias": bias, "experts": experts, "swiglu_limit": limit, "head_dim": int(raw.get("head_dim", 64))}
-    return own | _windows({"sliding_window": 128, **raw}, lambda layer: layer % 2 == 0)
+    own = {"attention_bias": bias, "experts": experts, "swiglu_limit": limit, "attention_sinks": True}
+    return (
+        own
+        | {"head_dim": int(raw.get("head_dim", 64))}
+        | _windows({"sliding_window": 128, **raw}, lambda layer: layer % 2 == 0)
+    )
 
 
 def _deepseek_v3(raw: Raw, fields: Fields) -> Fields:

@@ -14,6 +14,7 @@ from model.attention.interface import AttentionBackend, AttentionShape
 from model.attention.select import make_attention
 from model.batch import Batch, Sampled, SamplingRow
 from model.config import ModelConfig, RopeConfig
+from model.kernels.compile import one_at_a_time
 from model.layers.rotary import RotaryEmbedding
 from model.layers.workspace import Workspace
 from model.parallel.context import ParallelContext, single_rank_context
@@ -124,7 +125,8 @@ def warm_up_kernels(block_size: int = 16) -> None:
     drawn = SamplingRow(0, SamplingParams(), choice=0, position=0)
     one, two = np.ones(1, np.int32), np.array([0, 1], np.int32)
     batch = Batch(two, two, 2 * two, 2 * one, np.zeros((1, 1), np.int32), (drawn,))
-    Shard(_TINY, _tiny_weights(), options, context).run(batch)
+    with one_at_a_time():
+        Shard(_TINY, _tiny_weights(), options, context).run(batch)
 
 
 _TINY = ModelConfig(
@@ -162,7 +164,9 @@ def _attention(
     kv_heads, size = heads.kv_heads.size, config.head_dim
     if config.latent is not None:
         kv_heads, size = 1, config.latent.cached_size
-    shape = AttentionShape(len(heads.slots), kv_heads, size, options.block_size, config.attention_scale)
+    shape = AttentionShape(
+        len(heads.slots), kv_heads, size, options.block_size, config.attention_scale, config.attention_sinks
+    )
     return make_attention(
         shape,
         context.shard.layers.size,

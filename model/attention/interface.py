@@ -26,6 +26,8 @@ class AttentionShape:
     """Tokens of a KV block."""
     scale: float | None = None
     """Factor of the scores; None: head_dim ** -0.5."""
+    has_sinks: bool = False
+    """Whether `attend` will be given sinks."""
 
     @property
     def score_scale(self) -> float:

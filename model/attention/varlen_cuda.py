@@ -13,6 +13,8 @@ from model.attention.interface import AttentionShape
 from model.batch import Batch
 from model.kv_cache import KVCache
 
+_LARGEST_HEAD = 256
+
 
 class VarlenCUDAAttention:
     """`AttentionBackend` with blocks [block, K, D], bfloat16 or float16."""
@@ -32,6 +34,9 @@ class VarlenCUDAAttention:
             raise ValueError("the CUDA attention path never ran on a GPU: set allow_untested_gpu: true to try it")
         if dtype not in (torch.bfloat16, torch.float16):
             raise ValueError(f"flash attention takes bfloat16 or float16, not {dtype}: set dtype: bfloat16")
+        if shape.has_sinks or shape.head_dim > _LARGEST_HEAD:
+            what = "sinks" if shape.has_sinks else f"heads of {shape.head_dim} elements (at most {_LARGEST_HEAD})"
+            raise ValueError(f"torch's flash attention has no {what}: this model is served on CPU only")
         from torch.nn.attention import varlen
 
         self._varlen_attn = varlen.varlen_attn
@@ -53,8 +58,7 @@ class VarlenCUDAAttention:
         self._slots = slots.to(self._device, non_blocking=True)
 
     def attend(self, qkv_TN: Tensor, layer: int, window: int = 0, sinks_H: Tensor | None = None) -> Tensor:
-        if sinks_H is not None:
-            raise ValueError("torch's flash attention has no sinks: this model is served on CPU only")
+        assert sinks_H is None, "refused when the shard was made"
         shape = self._shape
         heads = qkv_TN.view(qkv_TN.shape[0], -1, shape.head_dim)
         queries, keys, values = torch.split(heads, [shape.num_heads, shape.num_kv_heads, shape.num_kv_heads], 1)
