@@ -57,7 +57,7 @@ def command(
         click.echo(json.dumps(_as_dict(model, best, others, dollars), indent=2))
     elif best is not None:
         # Flash attention has neither sinks nor heads as wide as a latent.
-        on_gpus = config.latent is None and config.architecture != "GptOssForCausalLM"
+        on_gpus = config.latent is None and not config.attention_sinks
         _print(model, fleet, workload, best, others, dollars, served_on_gpus=on_gpus)
     if best is None:
         raise ConfigurationError(f"{model} cannot be served by {devices}: {_nearest(others)}")
