@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 
 import psutil
+
+PR_SET_CHILD_SUBREAPER = 36
+"""linux/prctl.h"""
 
 
 def process_age() -> float:
@@ -54,21 +58,37 @@ class StopRequest:
         self._event.set()
 
 
-def kill_descendants(grace: float = 0.0) -> int:
-    """End every process below this one; how many there were. SIGKILL after `grace` seconds of SIGTERM."""
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ends, so that `kill_descendants` finds them. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def kill_descendants(grace: float = 0.0) -> None:
+    """End every process below this one: SIGTERM and `grace` seconds first, if any, then SIGKILL."""
+    if grace:
+        below = _descendants()
+        _signal(below, signal.SIGTERM)
+        psutil.wait_procs(below, timeout=grace)
+    # A process that is being killed may start another meanwhile; a stopped one cannot.
+    frozen: set[psutil.Process] = set()
+    while fresh := set(_descendants()) - frozen:
+        _signal(fresh, signal.SIGSTOP)
+        frozen |= fresh
+    _signal(frozen, signal.SIGKILL)
+    psutil.wait_procs(frozen, timeout=5.0)
+
+
+def _descendants() -> list[psutil.Process]:
     with contextlib.suppress(psutil.Error):
-        below = psutil.Process().children(recursive=True)
-        if grace:
-            for process in below:
-                with contextlib.suppress(psutil.Error):
-                    process.terminate()
-            _, below = psutil.wait_procs(below, timeout=grace)
-        for process in below:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        psutil.wait_procs(below, timeout=5.0)
-        return len(below)
-    return 0
+        return psutil.Process().children(recursive=True)
+    return []
+
+
+def _signal(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(number)
 
 
 class RouterProcess:

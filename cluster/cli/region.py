@@ -21,7 +21,7 @@ from rich.console import Console
 
 from argosy.internal.v1 import control_pb2, control_pb2_grpc
 from cluster.cli import ray_session
-from cluster.cli.processes import RouterProcess, StopRequest, kill_descendants
+from cluster.cli.processes import RouterProcess, StopRequest, adopt_orphans, kill_descendants
 from cluster.cli.tables import plan_table
 from cluster.config import ArgosyConfig
 from cluster.control.plan import ReplicaPlan, plan_region, settled
@@ -59,6 +59,7 @@ class Region:
 
     def __enter__(self) -> Region:
         self.stop_request.install()
+        adopt_orphans()
         # Ray prints its nodes' errors to a driver's stdout and has no switch for it. Consoles made before keep theirs.
         self._output.enter_context(contextlib.redirect_stdout(self._output.enter_context(self.driver_log.open("w"))))
         return self

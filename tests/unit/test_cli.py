@@ -23,6 +23,7 @@ from cluster.cli import SUBCOMMANDS
 from cluster.cli.client import AskOptions, user_message
 from cluster.cli.tables import span, status_view
 from cluster.cli.terminal import human_bytes, printable
+from tests.support.region import MARK, marked, wait_until
 
 ARGOSY = [sys.executable, "-m", "cluster.cli"]
 SHAPE = {
@@ -229,22 +230,38 @@ def test_status_shows_states_ranks_progress_and_reasons() -> None:
         assert words in text
 
 
-def test_a_second_signal_ends_all_descendants_at_once() -> None:
+BREEDER = """
+import os, time
+for _ in range(500):
+    if os.fork() == 0:
+        if os.fork() == 0:
+            time.sleep(60)
+        os._exit(0)
+    os.wait()
+    time.sleep(0.02)
+"""
+"""Starts orphan after orphan, as a supervisor in trouble might."""
+
+
+def test_a_second_signal_ends_all_descendants_at_once(tmp_path: Path) -> None:
     code = (
         "import subprocess, sys, time\n"
-        "from cluster.cli.processes import StopRequest\n"
-        "stop = StopRequest(); stop.install()\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-        "print(child.pid, flush=True)\n"
+        "from cluster.cli.processes import StopRequest, adopt_orphans\n"
+        "stop = StopRequest(); stop.install(); adopt_orphans()\n"
+        "subprocess.Popen([sys.executable, '-c', sys.argv[1]])\n"
         "while True: time.sleep(0.05)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as program:
-        assert program.stdout is not None
-        child = int(program.stdout.readline())
+    mark = str(tmp_path)
+    program = subprocess.Popen([sys.executable, "-c", code, BREEDER], env={**os.environ, MARK: mark})
+    try:
+        wait_until(lambda: len(marked(mark)) > 8, 30, "some orphans")
         program.send_signal(signal.SIGINT)
         time.sleep(0.2)
         assert program.poll() is None, "the first one only asks"
         program.send_signal(signal.SIGINT)
-        assert program.wait(timeout=10) == 130
-    with pytest.raises(ProcessLookupError):
-        os.kill(child, 0)
+        assert program.wait(timeout=20) == 130
+        assert marked(mark) == []
+    finally:
+        for process in marked(mark):
+            process.kill()
+        program.wait(10)
