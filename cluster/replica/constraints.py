@@ -23,7 +23,9 @@ from cluster.replica.grammars import Grammars
 from cluster.replica.plan import PlannedRow, Refused, RequestKey
 
 PATIENCE_SECONDS: Final = 0.002
-"""How long a step may be held up by all masks together."""
+"""How long a step may be held up by one mask."""
+PATIENCE_SECONDS_EACH: Final = 0.0002
+"""And by each of many: a few times what most take."""
 ALLOWANCE_SECONDS: Final = 1.0
 """CPU time that a request may take for its masks besides `PATIENCE_SECONDS` a token."""
 
@@ -150,17 +152,18 @@ class Constraints:
                 self._slow.submit(self._compute, [entry]).add_done_callback(tell)
         if quick := [entry for entry in batch if not entry[1].is_slow]:
             job = self._quick.submit(self._compute, quick)
-            if not wait((job,), PATIENCE_SECONDS).done:
+            if not wait((job,), PATIENCE_SECONDS + PATIENCE_SECONDS_EACH * len(quick)).done:
                 job.add_done_callback(tell)
 
     def _compute(self, batch: Sequence[tuple[ChoiceKey, Place, int]]) -> None:
-        for key, place, token in batch:
+        for _, place, token in batch:
             try:
                 place.advance(token)
             except BaseException:  # the library's panics are no Exceptions; whatever it was, it is this choice's end
                 logger.exception("a mask could not be computed")
                 place.has_failed = True
-            self._done.append((key, place))
+        # Together, so that those who ran in one step stay together.
+        self._done.extend((key, place) for key, place, _ in batch)
 
 
 def read_grammar(spec: replica_pb2.GrammarSpec) -> Grammar:

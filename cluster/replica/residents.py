@@ -179,7 +179,8 @@ class Residents:
         victims = [
             resident
             for resident in self
-            if (resident.request.priority > priority and not too_late) or (resident.request.is_paused and not resident.in_flight)
+            if (resident.request.priority > priority and not too_late)
+            or (resident.request.is_paused and not resident.in_flight)
         ]
         if not victims or sum(len(victim.blocks) + 1 for victim in victims) < lacking:
             return False

@@ -36,6 +36,7 @@ from cluster.replica.sequence import Phase, RequestState, SequenceState
 from cluster.replica.step_builder import StepBuilder
 from cluster.replica.waiting import WaitingQueue
 
+
 @dataclass(slots=True)
 class _Flight:
     """A planned step whose result is still out."""
@@ -224,9 +225,15 @@ class Scheduler:
             )
 
     def _may_look_ahead(self) -> bool:
-        """Beyond a step a lane, only while what is in flight takes less than `look_ahead_seconds` of prefill."""
+        """Beyond a step a lane, only while what is in flight takes less than `look_ahead_seconds` of prefill.
+
+        And only if somebody runs who needs no permits: the others cannot be planned ahead, so they would fall into two
+        groups that take turns, and each step would do half the work.
+        """
         if len(self._flights) < self.config.num_lanes:
             return True
+        if all(state.needs_permits for state in self._requests.values()):
+            return False
         tokens = sum(flight.plan.num_prefill_tokens for flight in self._flights)
         return tokens * self._rate.seconds_per_token <= self.config.look_ahead_seconds
 

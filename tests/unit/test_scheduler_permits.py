@@ -77,6 +77,17 @@ def test_others_are_planned_ahead_while_one_waits_for_its_permit() -> None:
     assert {row.key for row in world.plan().rows} == {1, 2}
 
 
+def test_those_who_need_permits_share_steps_instead_of_taking_turns() -> None:
+    world = PermitWorld(config())
+    world.submit(request(1, [5, 6, 7], max_tokens=6, needs_permits=True))
+    assert world.plan() is not None
+    world.submit(request(3, [8, 9], max_tokens=6, needs_permits=True))
+    assert world.plan() is None, "it would be a step of its own for ever"
+    world.complete()
+    world.permit(random.Random(0))
+    assert {row.key for row in world.plan().rows} == {1, 3}
+
+
 def test_permits_of_what_does_not_live_are_ignored() -> None:
     world = PermitWorld(config())
     world.submit(request(1, [5], needs_permits=True))
