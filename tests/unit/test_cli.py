@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 from rich.console import Console
 
@@ -21,6 +22,7 @@ from argosy.internal.v1 import control_pb2
 from argosy.v1 import inference_pb2
 from cluster.cli import SUBCOMMANDS
 from cluster.cli.client import AskOptions, user_message
+from cluster.cli.generate import response_format
 from cluster.cli.tables import span, status_view
 from cluster.cli.terminal import human_bytes, printable
 from tests.support.region import MARK, marked, wait_until
@@ -198,6 +200,16 @@ def test_only_what_was_asked_for_is_sent() -> None:
     assert not full.sampling.HasField("top_p")
     assert list(full.stop.strings) == ["x"]
     assert full.chat.messages[0].role == inference_pb2.ROLE_USER
+
+
+def test_the_shape_of_an_answer_is_read_from_a_file_or_an_option() -> None:
+    assert response_format(None, None, None) is None
+    assert response_format(io.StringIO("{}"), None, None) == inference_pb2.ResponseFormat(json_schema="{}")
+    assert response_format(None, "a+", None) == inference_pb2.ResponseFormat(regex="a+")
+    shape = response_format(None, None, io.StringIO('start: "a"'))
+    assert AskOptions(response_format=shape).request("m", "x").response_format.grammar == 'start: "a"'
+    with pytest.raises(click.UsageError, match="exclude"):
+        response_format(io.StringIO("{}"), "a+", None)
 
 
 def test_a_models_words_cannot_drive_the_terminal() -> None:
