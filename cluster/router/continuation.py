@@ -161,7 +161,7 @@ class LiveStream:
                     self._leave(str(error))
                 continue
             if news:
-                self._fruitless = 0
+                self._fruitless = self._suspicions = 0
                 self._fleet.end_trial(self._model, self)
                 self._linger_next = self._linger
                 return news

@@ -30,6 +30,8 @@ RECONNECT_SECONDS = (0.1, 2.0)
 """First and longest pause between attempts to connect."""
 STALL_FACTOR = 5.0
 """A step may take this many times its predicted length."""
+ENGINE_FIRST_SECONDS = 2 * HEARTBEAT_SECONDS
+"""Advance that a replica's engine has in noticing that its ranks stand still."""
 IDLE_STALL_SECONDS = 60.0
 """A replica that has requests and no step in flight may be compiling a grammar; not for ever."""
 
@@ -266,7 +268,8 @@ class ReplicaConnection:
             return self._stall_seconds()
         if self._predicted == 0.0:
             return IDLE_STALL_SECONDS
-        return max(DEAD_AFTER_SECONDS, STALL_FACTOR * self._predicted)
+        # The engine sees the same, and knows which requests were in the step: it goes first.
+        return max(DEAD_AFTER_SECONDS, STALL_FACTOR * self._predicted) + ENGINE_FIRST_SECONDS
 
     def _send(self, request: replica_pb2.ConnectRequest) -> None:
         if self.is_live:

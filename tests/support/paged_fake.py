@@ -30,7 +30,7 @@ HANGING_TOKEN = 999
 
 def next_token(context: Sequence[int], seed: int, choice: int, position: int) -> int:
     """What the fake answers to a context."""
-    seen = np.array([seed, choice, position, *context], np.int64).tobytes()
+    seen = np.array([seed % 2**63, choice, position, *context], np.int64).tobytes()
     return int.from_bytes(hashlib.blake2b(seen, digest_size=4).digest(), "little") % POISON_TOKEN
 
 
@@ -57,7 +57,8 @@ class PagedFake:
         self.waited_seconds = 0.0
 
     def run(self, batch: Batch) -> Sampled | None:
-        time.sleep(self._pass_seconds)
+        if self._pass_seconds:
+            time.sleep(self._pass_seconds)
         self.progress += 1
         for source, target in batch.block_copies.tolist():
             self._memory[target] = self._memory[source]
