@@ -112,8 +112,22 @@ class ModelSection(_Section):
         return self.path.expanduser() if self.path else store / self.name
 
 
+class TlsConfig(_Section):
+    """Certificates of the public port, PEM. Files that change are taken up without a restart."""
+
+    certificate: Path
+    """The router's certificate, with the chain up to its authority."""
+    key: Path
+    """Its private key."""
+    client_authority: Path | None = None
+    """Clients must show a certificate of this authority. Default: none is asked for."""
+
+
 class RouterConfig(_Section):
     """The public gRPC front."""
+
+    tls: TlsConfig | None = None
+    """Encrypts the public port. Default: it is not."""
 
     listen: HostPort = "127.0.0.1:50051"
     """Address that clients call."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -13,7 +15,7 @@ import grpc.aio
 from argosy.v1 import inference_pb2, inference_pb2_grpc, models_pb2, models_pb2_grpc
 from cluster.cli.credentials import credentials
 from cluster.errors import Reason
-from cluster.rpc import Link, channel, to_service_error
+from cluster.rpc import Link, channel, channel_credentials, to_service_error
 
 DEFAULT_ROUTER = "127.0.0.1:50051"
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -54,7 +56,9 @@ class AskOptions:
 def ask_options(command: _Command) -> _Command:
     """The options of `AskOptions`, and where to call."""
     options = [
-        click.option("--address", default=DEFAULT_ROUTER, show_default=True, help="host:port of a router."),
+        click.option(
+            "--address", default=DEFAULT_ROUTER, show_default=True, help="host:port of a router, or tls://host:port."
+        ),
         click.option("--model", help="Which model. Default: the one that is served, if there is only one."),
         click.option("--max-tokens", type=click.IntRange(min=0), help="Most tokens to generate."),
         click.option("--temperature", type=float, help="0 is greedy; higher is more varied."),
@@ -71,8 +75,16 @@ def ask_options(command: _Command) -> _Command:
 
 
 def open_channel(address: str) -> grpc.aio.Channel:
-    """A channel to a router's public port."""
-    return channel(address, link=Link.PUBLIC)
+    """A channel to a router's public port: `host:port`, or `tls://host:port` for one that encrypts.
+
+    Raises:
+        ConfigurationError: the file that $ARGOSY_TLS_CA names cannot be read.
+    """
+    where = address.removeprefix("tls://")
+    if where == address:
+        return channel(address, link=Link.PUBLIC)
+    authority = os.environ.get("ARGOSY_TLS_CA")
+    return channel(where, link=Link.PUBLIC, credentials=channel_credentials(Path(authority) if authority else None))
 
 
 async def find_model(router: grpc.aio.Channel, name: str | None, address: str) -> models_pb2.Model:

@@ -17,7 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from argosy.v1 import admin_pb2, admin_pb2_grpc, inference_pb2_grpc, models_pb2_grpc, usage_pb2, usage_pb2_grpc
 from cluster import rpc
 from cluster.clock import Clock, SystemClock
-from cluster.config import ArgosyConfig
+from cluster.config import ArgosyConfig, TlsConfig
 from cluster.identity.administration import Administration
 from cluster.identity.authenticator import Authenticator
 from cluster.identity.interceptor import IdentityInterceptor
@@ -94,6 +94,7 @@ async def serve(
     clock = clock or SystemClock()
     router_id = new_router_id()
     anonymous = config.serves_anonymous
+    credentials = _tls(config.router.tls) if config.router.tls else None
     async with _opened(ledger, config, clock, router_id) as ledger:
         catalogue = Catalogue.load(config)
         traffic = {model.name: ModelTraffic(model.block_size, model.batch_tokens) for model in catalogue.values()}
@@ -110,7 +111,7 @@ async def serve(
             _add_management(server, books, Administration(books, secret, clock), authenticator)
         tasks: list[asyncio.Task[Any]] = [model.loading for model in catalogue.values()]
         try:
-            address = rpc.listen(server, config.router.listen, "router.listen")
+            address = rpc.listen(server, config.router.listen, "router.listen", credentials)
             await server.start()
             tasks.append(asyncio.create_task(watch_directory(config.controller.listen, router_id, clock, fleet.update)))
             tasks.append(asyncio.create_task(tokens.keep_fresh()))
@@ -129,6 +130,10 @@ async def serve(
             await asyncio.gather(*tasks, return_exceptions=True)
             await fleet.close()
             await server.stop(None)
+
+
+def _tls(config: TlsConfig) -> grpc.ServerCredentials:
+    return rpc.server_credentials(rpc.TlsFiles(config.certificate, config.key, config.client_authority))
 
 
 @asynccontextmanager

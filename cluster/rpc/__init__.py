@@ -10,16 +10,20 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 from cluster.rpc.guard import CallGuard, call_deadline, time_left
 from cluster.rpc.status import abort, service_error_from_status, to_service_error, to_status
+from cluster.rpc.tls import TlsFiles, channel_credentials, server_credentials
 from cluster.rpc.transport import Link, channel, listen, server
 
 __all__ = [
     "CallGuard",
     "Link",
+    "TlsFiles",
     "abort",
     "call_deadline",
     "channel",
+    "channel_credentials",
     "listen",
     "server",
+    "server_credentials",
     "service_error_from_status",
     "time_left",
     "to_service_error",

@@ -53,6 +53,7 @@ def channel(
     link: Link = Link.INTERNAL,
     max_receive: int = INTERNAL_MESSAGE_BYTES,
     max_send: int = INTERNAL_MESSAGE_BYTES,
+    credentials: grpc.ChannelCredentials | None = None,
 ) -> grpc.aio.Channel:
     """A channel to `address` (host:port); it connects on first use and reconnects by itself.
 
@@ -60,6 +61,7 @@ def channel(
         link: `Link.PUBLIC` towards a router's public port, which refuses frequent pings.
         max_receive: largest message accepted, in bytes.
         max_send: largest message sent, in bytes.
+        credentials: of TLS (`cluster.rpc.tls`); None does not encrypt.
     """
     reconnect: Options = [
         ("grpc.initial_reconnect_backoff_ms", 100),
@@ -69,7 +71,10 @@ def channel(
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_retries", 0),
     ]
-    return grpc.aio.insecure_channel(address, options=_keepalive(link) + _sizes(max_receive, max_send) + reconnect)
+    options = _keepalive(link) + _sizes(max_receive, max_send) + reconnect
+    if credentials is not None:
+        return grpc.aio.secure_channel(address, credentials, options=options)
+    return grpc.aio.insecure_channel(address, options=options)
 
 
 def server(
@@ -105,12 +110,13 @@ def server(
     return grpc.aio.server(interceptors=[guard, *interceptors], options=options)
 
 
-def listen(target: grpc.aio.Server, address: str, key: str) -> str:
+def listen(target: grpc.aio.Server, address: str, key: str, credentials: grpc.ServerCredentials | None = None) -> str:
     """Bind a server before it starts.
 
     Args:
         address: host:port; port 0 takes a free one.
         key: the configuration key that holds the address, for the error.
+        credentials: of TLS (`cluster.rpc.tls`); None does not encrypt.
 
     Returns:
         host:port with the port in force.
@@ -120,7 +126,7 @@ def listen(target: grpc.aio.Server, address: str, key: str) -> str:
     """
     host = address.rpartition(":")[0]
     try:
-        port = target.add_insecure_port(address)
+        port = target.add_secure_port(address, credentials) if credentials else target.add_insecure_port(address)
     except RuntimeError:
         raise ConfigurationError(
             f"{key}: cannot listen on {address} (in use, or not this machine's address); free it or choose another port"
