@@ -53,9 +53,9 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
         log.info("certificate %s was replaced", files.certificate)
         return fresh
 
-    return grpc.dynamic_ssl_server_credentials(
-        initial, fetch, require_client_authentication=files.authority is not None
-    )
+    needs_client = files.authority is not None
+    # The type stubs do not know that None is an answer; the documentation does.
+    return grpc.dynamic_ssl_server_credentials(initial, fetch, needs_client)  # type: ignore[arg-type]
 
 
 def channel_credentials(authority: Path | None, files: TlsFiles | None = None) -> grpc.ChannelCredentials:
