@@ -1,8 +1,8 @@
 """A replica for scheduler tests: the real scheduler, and workers whose 'model' shows every mix-up.
 
-KV cells hold (position, token, step, slot). A row reads all cells of its context through its own block table, as attention does,
-and draws its token from them and from the identity that its slot was opened with. So a stale slot, a block given to
-two, a copy too early or a chunk out of order changes tokens or trips a check.
+KV cells hold (position, token, step, slot). A row reads all cells of its context through its own block table, as
+attention does, and draws its token from them and from the identity that its slot was opened with. So a stale slot, a
+block given to two, a copy too early or a chunk out of order changes tokens or trips a check.
 """
 
 from __future__ import annotations
