@@ -191,20 +191,22 @@ async def fault_world(
     pp: int = 1,
     pass_seconds: float = PASS_SECONDS,
     proxied: bool = False,
+    real: bool = False,
     num_blocks: int = 512,
     router: dict[str, Any] | None = None,
     **engine: object,
 ) -> AsyncIterator[FaultWorld]:
-    """`count` replicas, a router, and a healer."""
-    tiny = tiny_directory(tmp_path / "tiny")
+    """`count` replicas, a router, and a healer. `real`: ranks compute the checkpoint's model, not the paged fake."""
+    directory = checkpoint if real else tiny_directory(tmp_path / "tiny")
+    arguments = () if real else ("--fake", str(pass_seconds))
 
     def site(number: int) -> Site:
         replica_id = ReplicaId(f"{MODEL}/{number}")
 
         def start(epoch: Epoch) -> Any:
-            spec = replica_spec(tiny, tp=tp, pp=pp, num_blocks=num_blocks, **engine)
+            spec = replica_spec(directory, tp=tp, pp=pp, num_blocks=num_blocks, **engine)
             spec = dataclasses.replace(spec, replica_id=replica_id, model=ModelName(MODEL), epoch=epoch)
-            return running_replica(spec, "--fake", str(pass_seconds))
+            return running_replica(spec, *arguments)
 
         return Site(replica_id, start, proxied=proxied)
 

@@ -47,6 +47,9 @@ FAULTS_SECONDS = 3.0
 PATIENCE_SECONDS = 60.0
 """Deadline of the requests that must succeed."""
 
+POISONED = ("QUARANTINED", "REPLICA_LOST", "DEADLINE", "NO_REPLICA")
+"""How a request that kills ranks may end, if faults come on top."""
+
 
 class _Jump(selectors.SelectSelector):
     """Never waits: moves the loop's time to its next timer."""
@@ -335,7 +338,7 @@ class VirtualRegion:
                     assert len(tokens) == outcome.max_tokens, "an answer without an error is whole"
             assert outcome.ended_at <= outcome.deadline + 0.5, "nothing hangs beyond its deadline"
             if outcome.is_poison:
-                assert outcome.is_cancelled or outcome.error in ("QUARANTINED", "REPLICA_LOST", "DEADLINE")
+                assert outcome.is_cancelled or outcome.error in POISONED, f"poison ended with {outcome.error!r}"
             elif outcome.error == "QUARANTINED":
                 assert self.rank_losses >= 2, "only who was there twice can be taken for the cause"
             elif outcome.error and outcome.deadline > PATIENCE_SECONDS:
