@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 
 from cluster.config import default_store
 from model.weights.store import pull
+
+# Read when torch is first imported: OpenMP threads that wait soon leave the cores to the suite's other processes.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 @pytest.fixture(scope="session")

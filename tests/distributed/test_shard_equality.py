@@ -12,7 +12,7 @@ import torch
 from model.config import ModelConfig
 from model.parallel.dims import ParallelDims
 from tests.support.passes import generate, one_rank
-from tests.support.ranks import run_ranks
+from tests.support.ranks import Ranks, run_ranks
 from tests.support.tiny_llama import save_tiny
 
 QUESTIONS = [
@@ -77,19 +77,11 @@ def test_shards_equal_one_process(
     tp: int, pp: int, smollm2_dir: Path, prompts: list[list[int]], answers: list[list[int]]
 ) -> None:
     config = ModelConfig.from_checkpoint(smollm2_dir)
-    results = run_ranks(
-        "shared_memory",
-        ParallelDims(tp, pp),
-        generate,
-        str(smollm2_dir),
-        prompts,
-        NUM_TOKENS,
-        10,
-        config=config,
-        timeout_seconds=120.0,
-    )
+    arguments = (generate, str(smollm2_dir), prompts, NUM_TOKENS, 10)
+    with Ranks("shared_memory", ParallelDims(tp, pp), *arguments, config=config, timeout_seconds=120.0) as ranks:
+        outcomes = [ranks.outcome(rank, wait_seconds=250.0) for rank in range(tp * pp)]
     for rank in range(tp * (pp - 1), tp * pp):
-        assert results[rank] == answers
+        assert outcomes[rank] == (answers, None)
 
 
 @pytest.mark.parametrize(("tp", "pp"), [(2, 1), (3, 1), (4, 1), (6, 1), (1, 3), (2, 2)])
