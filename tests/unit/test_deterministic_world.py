@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from support.virtual_world import play
 
 REMEMBERED = (37,)
@@ -31,6 +32,7 @@ def test_seeds_that_failed_once(tmp_path: Path) -> None:
     _play(REMEMBERED, tmp_path)
 
 
+@pytest.mark.timeout(900)
 def test_a_thousand_hostile_seeds(tmp_path: Path) -> None:
     endings = _play(SEEDS, tmp_path)
     assert endings["ok"] > 3000
