@@ -11,36 +11,34 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-
 from cluster.ledger.database import Database
 
 
 def process_name() -> str:
     """This process, unmistakably: boot, pid namespace, pid and start time."""
-    return f"{_machine()}/{os.getpid()}/{psutil.Process().create_time():.2f}"
+    return f"{_machine()}/{os.getpid()}/{_started(os.getpid())}"
 
 
 def _machine() -> str:
     """Processes with equal values see each other's pids."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+
+
+def _started(pid: int) -> str | None:
+    """When a process began, by a clock that nobody sets (ticks since boot); None if it is gone or only waits for its
+    parent to notice."""
     try:
-        return f"{boot.read_text().strip()}/{os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return f"{os.uname().nodename}/{psutil.boot_time():.0f}"
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else fields[19]
 
 
 def is_known_dead(process: str) -> bool:
     """True if the process was of this machine and is gone; False says nothing."""
-    machine, pid, created = process.rsplit("/", 2)
-    if machine != _machine():
-        return False
-    try:
-        return f"{psutil.Process(int(pid)).create_time():.2f}" != created
-    except psutil.NoSuchProcess:
-        return True
-    except psutil.Error:
-        return False
+    machine, pid, started = process.rsplit("/", 2)
+    return machine == _machine() and _started(int(pid)) != started
 
 
 def beat(database: Database, holder: str, process: str) -> list[tuple[str, str, int]]:
