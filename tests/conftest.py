@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,11 @@ from model.weights.store import pull
 
 # Read when torch is first imported: OpenMP threads that wait soon leave the cores to the suite's other processes.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
+# Shells start background jobs with Ctrl-C ignored, and every child inherits that; these tests press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
