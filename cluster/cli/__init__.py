@@ -23,7 +23,7 @@ SUBCOMMANDS = {
     "usage": "Show what was used: tokens by tenant and model, or one request.",
     "router": "Run one more router for a region that is up.",
     "plan": "Say how a model would run on devices that are not there.",
-    "simulate": "Replay a trace on a simulated fleet: which load each routing policy holds.",
+    "simulate": "Replay a published trace on a simulated fleet of three regions; young, see docs/scheduling.md.",
 }
 
 
