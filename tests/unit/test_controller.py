@@ -85,6 +85,7 @@ class World:
 
     def __init__(self, store: Path, replicas: int = 1, nodes: list[Node] | None = None, **section: object) -> None:
         model = {"name": "m", "replicas": replicas, "tensor_parallel": 2, **section}
+        model["engine"] = {"allow_untested_gpu": True}
         self.config = parse_config({"model_store": str(store), "models": [model]})
         self.backend = ScriptedBackend([Node("n", "10.0.0.1", 16, 0, 8)] if nodes is None else nodes)
         self.clock = ManualClock()
