@@ -63,6 +63,7 @@ class StoredLedger:
 
         Raises:
             StoreUnavailableError: the store cannot be opened.
+            ConfigurationError: another version of the program wrote it.
         """
         self.options.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         await asyncio.to_thread(self._make_tables)
@@ -120,8 +121,10 @@ class StoredLedger:
 
     def _make_tables(self) -> None:
         database = self._connect()
-        create_tables(database)
-        database.close()
+        try:
+            create_tables(database)
+        finally:
+            database.close()
 
     def _give_back(self, done: asyncio.Future[object], reservation: Reservation) -> None:
         if done.cancelled() or done.exception() is not None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from cluster.errors import ConfigurationError
 from cluster.ledger.database import Database
 
+VERSION = 1
+"""Counts changes of `TABLES` that need more than making what is missing."""
+
 TABLES = (
+    "CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL)",
     # One row a request for ever. Open until `ending` is set.
     """CREATE TABLE IF NOT EXISTS requests (
         request_id TEXT PRIMARY KEY,
@@ -71,8 +76,32 @@ TABLES = (
 
 
 def create_tables(database: Database) -> None:
-    """Make what is missing."""
+    """Make what is missing.
+
+    Raises:
+        ConfigurationError: the store was written by another version of the schema; nothing was changed.
+        StoreUnavailableError: the store is gone.
+    """
     database.begin()
     for statement in TABLES:
         database.execute(statement)
-    database.commit()
+    found = _version(database)
+    if found == VERSION:
+        database.commit()
+        return
+    database.rollback()
+    raise ConfigurationError(
+        f"ledger: the store has schema version {found}, this program writes version {VERSION}; "
+        "export and move the old store aside, or run the program that wrote it"
+    )
+
+
+def _version(database: Database) -> int:
+    """The store's version, written if the store is new. 0: it holds requests and says no version."""
+    rows = database.query("SELECT version FROM schema_version")
+    if rows:
+        return int(rows[0][0])
+    if database.query("SELECT 1 FROM requests LIMIT 1"):
+        return 0
+    database.execute("INSERT INTO schema_version (version) VALUES (?)", (VERSION,))
+    return VERSION

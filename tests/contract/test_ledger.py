@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster.clock import ManualClock
-from cluster.errors import Reason, ServiceError
+from cluster.errors import ConfigurationError, Reason, ServiceError
 from cluster.ids import TenantId
 from cluster.ledger.database import SqliteDatabase
 from cluster.ledger.operations import Mark, Open, Settle, from_json, to_json
@@ -359,4 +359,15 @@ def test_an_operation_applied_twice_is_applied_once(connect: Connect, tmp_path: 
     windows.flush()
     assert database.query("SELECT used FROM windows")[0][0] == 17
     assert len(database.query("SELECT * FROM outbox")) == 1
+    database.close()
+
+
+def test_a_store_of_another_version_is_left_alone(connect: Connect) -> None:
+    database = connect()
+    create_tables(database)
+    create_tables(database)  # again is nothing
+    database.execute("UPDATE schema_version SET version = 99")
+    with pytest.raises(ConfigurationError, match=r"schema version 99, this program writes version 1; .* aside"):
+        create_tables(database)
+    assert [tuple(row) for row in database.query("SELECT version FROM schema_version")] == [(99,)]
     database.close()
