@@ -24,10 +24,12 @@ REPLICA_STATE_DRAINING: ReplicaState
 REPLICA_STATE_FAILED: ReplicaState
 
 class WatchReplicasRequest(_message.Message):
-    __slots__ = ("router_id",)
+    __slots__ = ("router_id", "wants_prefixes")
     ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
+    WANTS_PREFIXES_FIELD_NUMBER: _ClassVar[int]
     router_id: str
-    def __init__(self, router_id: _Optional[str] = ...) -> None: ...
+    wants_prefixes: bool
+    def __init__(self, router_id: _Optional[str] = ..., wants_prefixes: _Optional[bool] = ...) -> None: ...
 
 class WatchReplicasResponse(_message.Message):
     __slots__ = ("region", "version", "replicas")
@@ -40,20 +42,32 @@ class WatchReplicasResponse(_message.Message):
     def __init__(self, region: _Optional[str] = ..., version: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[DirectoryEntry, _Mapping]]] = ...) -> None: ...
 
 class DirectoryEntry(_message.Message):
-    __slots__ = ("replica_id", "model", "address", "epoch", "load", "coefficients")
+    __slots__ = ("replica_id", "model", "address", "epoch", "load", "coefficients", "prefixes")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     COEFFICIENTS_FIELD_NUMBER: _ClassVar[int]
+    PREFIXES_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     model: str
     address: str
     epoch: int
     load: _replica_pb2.Load
     coefficients: StepCoefficients
-    def __init__(self, replica_id: _Optional[str] = ..., model: _Optional[str] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., load: _Optional[_Union[_replica_pb2.Load, _Mapping]] = ..., coefficients: _Optional[_Union[StepCoefficients, _Mapping]] = ...) -> None: ...
+    prefixes: PrefixSummary
+    def __init__(self, replica_id: _Optional[str] = ..., model: _Optional[str] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., load: _Optional[_Union[_replica_pb2.Load, _Mapping]] = ..., coefficients: _Optional[_Union[StepCoefficients, _Mapping]] = ..., prefixes: _Optional[_Union[PrefixSummary, _Mapping]] = ...) -> None: ...
+
+class PrefixSummary(_message.Message):
+    __slots__ = ("version", "level", "names")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    level: int
+    names: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, version: _Optional[int] = ..., level: _Optional[int] = ..., names: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StepCoefficients(_message.Message):
     __slots__ = ("prefill_base", "prefill_per_token", "prefill_per_token_context", "decode_base", "decode_per_sequence", "decode_per_context_token")
@@ -84,7 +98,7 @@ class GetStatusResponse(_message.Message):
     def __init__(self, region: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ...) -> None: ...
 
 class ReplicaStatus(_message.Message):
-    __slots__ = ("replica_id", "model", "address", "epoch", "state", "reason", "ranks", "load", "coefficients")
+    __slots__ = ("replica_id", "model", "address", "epoch", "state", "reason", "ranks", "load", "coefficients", "prefixes")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -94,6 +108,7 @@ class ReplicaStatus(_message.Message):
     RANKS_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     COEFFICIENTS_FIELD_NUMBER: _ClassVar[int]
+    PREFIXES_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     model: str
     address: str
@@ -103,7 +118,8 @@ class ReplicaStatus(_message.Message):
     ranks: _containers.RepeatedCompositeFieldContainer[RankStatus]
     load: _replica_pb2.Load
     coefficients: StepCoefficients
-    def __init__(self, replica_id: _Optional[str] = ..., model: _Optional[str] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., reason: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., load: _Optional[_Union[_replica_pb2.Load, _Mapping]] = ..., coefficients: _Optional[_Union[StepCoefficients, _Mapping]] = ...) -> None: ...
+    prefixes: PrefixSummary
+    def __init__(self, replica_id: _Optional[str] = ..., model: _Optional[str] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., reason: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., load: _Optional[_Union[_replica_pb2.Load, _Mapping]] = ..., coefficients: _Optional[_Union[StepCoefficients, _Mapping]] = ..., prefixes: _Optional[_Union[PrefixSummary, _Mapping]] = ...) -> None: ...
 
 class RankStatus(_message.Message):
     __slots__ = ("stage", "tensor_rank", "node", "device", "pid", "start_layer", "end_layer", "query_heads", "kv_heads", "phase", "loaded_bytes", "total_bytes", "step", "phase_seconds")

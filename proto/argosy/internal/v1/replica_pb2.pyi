@@ -18,34 +18,40 @@ class EndReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     END_REASON_DEADLINE: _ClassVar[EndReason]
     END_REASON_REFUSED: _ClassVar[EndReason]
     END_REASON_ERROR: _ClassVar[EndReason]
+    END_REASON_SUPERSEDED: _ClassVar[EndReason]
 END_REASON_UNSPECIFIED: EndReason
 END_REASON_STOP: EndReason
 END_REASON_LENGTH: EndReason
 END_REASON_DEADLINE: EndReason
 END_REASON_REFUSED: EndReason
 END_REASON_ERROR: EndReason
+END_REASON_SUPERSEDED: EndReason
 
 class ConnectRequest(_message.Message):
-    __slots__ = ("hello", "submit", "cancel", "credit")
+    __slots__ = ("hello", "submit", "cancel", "credit", "probe")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     CREDIT_FIELD_NUMBER: _ClassVar[int]
+    PROBE_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     submit: Submit
     cancel: Cancel
     credit: Credit
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ...) -> None: ...
+    probe: Probe
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("router_id", "expected_epoch", "protocol_version")
+    __slots__ = ("router_id", "expected_epoch", "protocol_version", "wants_block_events")
     ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_EPOCH_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    WANTS_BLOCK_EVENTS_FIELD_NUMBER: _ClassVar[int]
     router_id: str
     expected_epoch: int
     protocol_version: int
-    def __init__(self, router_id: _Optional[str] = ..., expected_epoch: _Optional[int] = ..., protocol_version: _Optional[int] = ...) -> None: ...
+    wants_block_events: bool
+    def __init__(self, router_id: _Optional[str] = ..., expected_epoch: _Optional[int] = ..., protocol_version: _Optional[int] = ..., wants_block_events: _Optional[bool] = ...) -> None: ...
 
 class Submit(_message.Message):
     __slots__ = ("stream_id", "spec")
@@ -69,8 +75,14 @@ class Credit(_message.Message):
     tokens: int
     def __init__(self, stream_id: _Optional[int] = ..., tokens: _Optional[int] = ...) -> None: ...
 
+class Probe(_message.Message):
+    __slots__ = ("number",)
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    number: int
+    def __init__(self, number: _Optional[int] = ...) -> None: ...
+
 class GenerationSpec(_message.Message):
-    __slots__ = ("request_id", "prompt_token_ids", "choices", "max_tokens", "sampling", "stop_token_ids", "min_tokens", "time_left", "priority", "cache_domain", "top_logprobs", "initial_credit", "grammar")
+    __slots__ = ("request_id", "prompt_token_ids", "choices", "max_tokens", "sampling", "stop_token_ids", "min_tokens", "time_left", "priority", "cache_domain", "top_logprobs", "initial_credit", "grammar", "generation")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     CHOICES_FIELD_NUMBER: _ClassVar[int]
@@ -84,6 +96,7 @@ class GenerationSpec(_message.Message):
     TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     INITIAL_CREDIT_FIELD_NUMBER: _ClassVar[int]
     GRAMMAR_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
     choices: _containers.RepeatedCompositeFieldContainer[ChoiceState]
@@ -97,7 +110,8 @@ class GenerationSpec(_message.Message):
     top_logprobs: int
     initial_credit: int
     grammar: GrammarSpec
-    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., choices: _Optional[_Iterable[_Union[ChoiceState, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[SamplingSpec, _Mapping]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., min_tokens: _Optional[int] = ..., time_left: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., priority: _Optional[int] = ..., cache_domain: _Optional[bytes] = ..., top_logprobs: _Optional[int] = ..., initial_credit: _Optional[int] = ..., grammar: _Optional[_Union[GrammarSpec, _Mapping]] = ...) -> None: ...
+    generation: int
+    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., choices: _Optional[_Iterable[_Union[ChoiceState, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[SamplingSpec, _Mapping]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., min_tokens: _Optional[int] = ..., time_left: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., priority: _Optional[int] = ..., cache_domain: _Optional[bytes] = ..., top_logprobs: _Optional[int] = ..., initial_credit: _Optional[int] = ..., grammar: _Optional[_Union[GrammarSpec, _Mapping]] = ..., generation: _Optional[int] = ...) -> None: ...
 
 class ChoiceState(_message.Message):
     __slots__ = ("index", "emitted_token_ids")
@@ -155,32 +169,48 @@ class ConnectResponse(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., report: _Optional[_Union[StepReport, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("replica_id", "epoch", "model", "block_size", "context_length", "heartbeat")
+    __slots__ = ("replica_id", "epoch", "model", "block_size", "context_length", "heartbeat", "answers_probes")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    ANSWERS_PROBES_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     epoch: int
     model: str
     block_size: int
     context_length: int
     heartbeat: _duration_pb2.Duration
-    def __init__(self, replica_id: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., block_size: _Optional[int] = ..., context_length: _Optional[int] = ..., heartbeat: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    answers_probes: bool
+    def __init__(self, replica_id: _Optional[str] = ..., epoch: _Optional[int] = ..., model: _Optional[str] = ..., block_size: _Optional[int] = ..., context_length: _Optional[int] = ..., heartbeat: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., answers_probes: _Optional[bool] = ...) -> None: ...
 
 class StepReport(_message.Message):
-    __slots__ = ("step", "deltas", "load", "predicted_step_seconds")
+    __slots__ = ("step", "deltas", "load", "predicted_step_seconds", "answered_probe", "block_events")
     STEP_FIELD_NUMBER: _ClassVar[int]
     DELTAS_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ANSWERED_PROBE_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_EVENTS_FIELD_NUMBER: _ClassVar[int]
     step: int
     deltas: _containers.RepeatedCompositeFieldContainer[TokenDelta]
     load: Load
     predicted_step_seconds: float
-    def __init__(self, step: _Optional[int] = ..., deltas: _Optional[_Iterable[_Union[TokenDelta, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., predicted_step_seconds: _Optional[float] = ...) -> None: ...
+    answered_probe: int
+    block_events: BlockEvents
+    def __init__(self, step: _Optional[int] = ..., deltas: _Optional[_Iterable[_Union[TokenDelta, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., predicted_step_seconds: _Optional[float] = ..., answered_probe: _Optional[int] = ..., block_events: _Optional[_Union[BlockEvents, _Mapping]] = ...) -> None: ...
+
+class BlockEvents(_message.Message):
+    __slots__ = ("complete", "stored", "evicted")
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    EVICTED_FIELD_NUMBER: _ClassVar[int]
+    complete: bool
+    stored: _containers.RepeatedScalarFieldContainer[int]
+    evicted: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, complete: _Optional[bool] = ..., stored: _Optional[_Iterable[int]] = ..., evicted: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TokenDelta(_message.Message):
     __slots__ = ("stream_id", "choice", "first_index", "token_ids", "end", "logprobs", "cached_prompt_tokens", "detail", "suspect")
