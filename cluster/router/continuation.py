@@ -123,6 +123,13 @@ class LiveStream:
         self.cached_prompt_tokens = 0
         """As the first replica said: what the client's prompt cost."""
         self.num_attempts = 0
+        self.sent_at: float | None = None
+        """When a replica was first sent the request."""
+        self.gaps: list[float] = []
+        """Seconds from each loss of a replica to the next token."""
+        self.device_seconds = 0.0
+        """What all attempts have used, as far as replicas told."""
+        self._lost_at: float | None = None
         self._spec = spec
         self._model = model
         self._keys = keys
@@ -162,6 +169,9 @@ class LiveStream:
                 continue
             if news:
                 self._fruitless = self._suspicions = 0
+                if self._lost_at is not None:
+                    self.gaps.append(self._clock.monotonic() - self._lost_at)
+                    self._lost_at = None
                 self._fleet.end_trial(self._model, self)
                 self._linger_next = self._linger
                 return news
@@ -194,6 +204,7 @@ class LiveStream:
         lost = None
         self._suspicions += any(delta.suspect for delta in deltas)
         for delta in deltas:
+            self.device_seconds += delta.device_seconds
             if delta.end >= replica_pb2.END_REASON_DEADLINE:
                 lost = self._failure(delta) or lost
             try:
@@ -229,6 +240,7 @@ class LiveStream:
         target = self._attempt.target
         log.warning("%s: leaves %s (epoch %d): %s", self._spec.request_id, target.replica_id, target.epoch, why)
         self._failed_at.add((target.replica_id, target.epoch))
+        self._lost_at = self._lost_at or self._clock.monotonic()
         self._attempt.close(tell=True)
         self._attempt = None
         self._fruitless += 1
@@ -267,6 +279,7 @@ class LiveStream:
             self._failed_at.clear()
         self._attempt = replica.connection.submit(self._resumed_spec())
         self.num_attempts += 1
+        self.sent_at = self.sent_at or self._clock.monotonic()
         replica.sent(tokens - replica.cached_tokens(self._keys), len(self._positions.emitted), self._keys)
         return self._attempt
 

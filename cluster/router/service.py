@@ -34,6 +34,7 @@ from cluster.router.metering import Ledger, Row
 from cluster.router.response_format import judge
 from cluster.router.validate import check, duration_of, specify
 from cluster.telemetry import RouterMetrics
+from cluster.telemetry.router import RequestFigures
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -236,16 +237,25 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         name = call.model.name
         # Shielded: a client that goes away twice over must not leave an entry open.
         await asyncio.shield(call.row.settle(Settlement(call.ending, prompt, cached, tokens, attempts)))
-        metrics = self._metrics
-        for kind, count in (("prompt", call.prompt_tokens), ("cached", cached), ("completion", tokens)):
-            metrics.tokens.labels(name, kind).inc(count)
-        if call.stream.num_attempts > 1:
-            metrics.continuations.labels(name).inc(call.stream.num_attempts - 1)
-        if call.first_token is not None:
-            metrics.first_token_seconds.labels(name).observe(call.first_token - call.arrived)
-        metrics.request_seconds.labels(name).observe(self._clock.monotonic() - call.arrived)
+        self._metrics.observe(self._figures(call))
         if call.ending is Ending.COMPLETE:
             self._fleet.observe_answer(name, tokens // max(len(call.answer), 1))
+
+    def _figures(self, call: Call) -> RequestFigures:
+        stream, arrived = call.stream, call.arrived
+        return RequestFigures(
+            model=call.model.name,
+            tenant=current_caller().tenant,
+            prompt_tokens=call.prompt_tokens,
+            cached_tokens=stream.cached_prompt_tokens,
+            completion_tokens=call.answer.completion_tokens,
+            attempts=stream.num_attempts,
+            total=self._clock.monotonic() - arrived,
+            queued=None if stream.sent_at is None else stream.sent_at - arrived,
+            first_token=None if call.first_token is None else call.first_token - arrived,
+            gaps=tuple(stream.gaps),
+            device_seconds=stream.device_seconds,
+        )
 
 
 def _check_idempotency_key(key: str) -> None:

@@ -1,4 +1,5 @@
 from argosy.internal.v1 import replica_pb2 as _replica_pb2
+from argosy.internal.v1 import step_pb2 as _step_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -24,12 +25,14 @@ REPLICA_STATE_DRAINING: ReplicaState
 REPLICA_STATE_FAILED: ReplicaState
 
 class WatchReplicasRequest(_message.Message):
-    __slots__ = ("router_id", "wants_prefixes")
+    __slots__ = ("router_id", "wants_prefixes", "metrics_address")
     ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
     WANTS_PREFIXES_FIELD_NUMBER: _ClassVar[int]
+    METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     router_id: str
     wants_prefixes: bool
-    def __init__(self, router_id: _Optional[str] = ..., wants_prefixes: _Optional[bool] = ...) -> None: ...
+    metrics_address: str
+    def __init__(self, router_id: _Optional[str] = ..., wants_prefixes: _Optional[bool] = ..., metrics_address: _Optional[str] = ...) -> None: ...
 
 class WatchReplicasResponse(_message.Message):
     __slots__ = ("region", "version", "replicas")
@@ -98,7 +101,7 @@ class GetStatusResponse(_message.Message):
     def __init__(self, region: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ...) -> None: ...
 
 class ReplicaStatus(_message.Message):
-    __slots__ = ("replica_id", "model", "address", "epoch", "state", "reason", "ranks", "load", "coefficients", "prefixes")
+    __slots__ = ("replica_id", "model", "address", "epoch", "state", "reason", "ranks", "load", "coefficients", "prefixes", "metrics_address", "active_seconds")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -109,6 +112,8 @@ class ReplicaStatus(_message.Message):
     LOAD_FIELD_NUMBER: _ClassVar[int]
     COEFFICIENTS_FIELD_NUMBER: _ClassVar[int]
     PREFIXES_FIELD_NUMBER: _ClassVar[int]
+    METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     model: str
     address: str
@@ -119,10 +124,12 @@ class ReplicaStatus(_message.Message):
     load: _replica_pb2.Load
     coefficients: StepCoefficients
     prefixes: PrefixSummary
-    def __init__(self, replica_id: _Optional[str] = ..., model: _Optional[str] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., reason: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., load: _Optional[_Union[_replica_pb2.Load, _Mapping]] = ..., coefficients: _Optional[_Union[StepCoefficients, _Mapping]] = ..., prefixes: _Optional[_Union[PrefixSummary, _Mapping]] = ...) -> None: ...
+    metrics_address: str
+    active_seconds: float
+    def __init__(self, replica_id: _Optional[str] = ..., model: _Optional[str] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., reason: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., load: _Optional[_Union[_replica_pb2.Load, _Mapping]] = ..., coefficients: _Optional[_Union[StepCoefficients, _Mapping]] = ..., prefixes: _Optional[_Union[PrefixSummary, _Mapping]] = ..., metrics_address: _Optional[str] = ..., active_seconds: _Optional[float] = ...) -> None: ...
 
 class RankStatus(_message.Message):
-    __slots__ = ("stage", "tensor_rank", "node", "device", "pid", "start_layer", "end_layer", "query_heads", "kv_heads", "phase", "loaded_bytes", "total_bytes", "step", "phase_seconds")
+    __slots__ = ("stage", "tensor_rank", "node", "device", "pid", "start_layer", "end_layer", "query_heads", "kv_heads", "phase", "loaded_bytes", "total_bytes", "step", "phase_seconds", "figures")
     class PhaseSecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -144,6 +151,7 @@ class RankStatus(_message.Message):
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     PHASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    FIGURES_FIELD_NUMBER: _ClassVar[int]
     stage: int
     tensor_rank: int
     node: str
@@ -158,7 +166,38 @@ class RankStatus(_message.Message):
     total_bytes: int
     step: int
     phase_seconds: _containers.ScalarMap[str, float]
-    def __init__(self, stage: _Optional[int] = ..., tensor_rank: _Optional[int] = ..., node: _Optional[str] = ..., device: _Optional[str] = ..., pid: _Optional[int] = ..., start_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., query_heads: _Optional[int] = ..., kv_heads: _Optional[int] = ..., phase: _Optional[str] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., step: _Optional[int] = ..., phase_seconds: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    figures: _step_pb2.RankFigures
+    def __init__(self, stage: _Optional[int] = ..., tensor_rank: _Optional[int] = ..., node: _Optional[str] = ..., device: _Optional[str] = ..., pid: _Optional[int] = ..., start_layer: _Optional[int] = ..., end_layer: _Optional[int] = ..., query_heads: _Optional[int] = ..., kv_heads: _Optional[int] = ..., phase: _Optional[str] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., step: _Optional[int] = ..., phase_seconds: _Optional[_Mapping[str, float]] = ..., figures: _Optional[_Union[_step_pb2.RankFigures, _Mapping]] = ...) -> None: ...
+
+class WatchProgressRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WatchProgressResponse(_message.Message):
+    __slots__ = ("region", "replicas")
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    region: str
+    replicas: _containers.RepeatedCompositeFieldContainer[ReplicaProgress]
+    def __init__(self, region: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[ReplicaProgress, _Mapping]]] = ...) -> None: ...
+
+class ReplicaProgress(_message.Message):
+    __slots__ = ("status", "ranks_ready", "loaded_bytes", "total_bytes", "elapsed_seconds", "remaining_seconds", "phase")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    RANKS_READY_FIELD_NUMBER: _ClassVar[int]
+    LOADED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ELAPSED_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    REMAINING_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    status: ReplicaStatus
+    ranks_ready: int
+    loaded_bytes: int
+    total_bytes: int
+    elapsed_seconds: float
+    remaining_seconds: float
+    phase: str
+    def __init__(self, status: _Optional[_Union[ReplicaStatus, _Mapping]] = ..., ranks_ready: _Optional[int] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., elapsed_seconds: _Optional[float] = ..., remaining_seconds: _Optional[float] = ..., phase: _Optional[str] = ...) -> None: ...
 
 class ShutdownRequest(_message.Message):
     __slots__ = ()

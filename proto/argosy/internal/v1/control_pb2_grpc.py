@@ -117,6 +117,11 @@ class ControlServiceStub:
                 request_serializer=argosy_dot_internal_dot_v1_dot_control__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=argosy_dot_internal_dot_v1_dot_control__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.WatchProgress = channel.unary_stream(
+                '/argosy.internal.v1.ControlService/WatchProgress',
+                request_serializer=argosy_dot_internal_dot_v1_dot_control__pb2.WatchProgressRequest.SerializeToString,
+                response_deserializer=argosy_dot_internal_dot_v1_dot_control__pb2.WatchProgressResponse.FromString,
+                _registered_method=True)
         self.Shutdown = channel.unary_unary(
                 '/argosy.internal.v1.ControlService/Shutdown',
                 request_serializer=argosy_dot_internal_dot_v1_dot_control__pb2.ShutdownRequest.SerializeToString,
@@ -130,6 +135,13 @@ class ControlServiceServicer:
 
     def GetStatus(self, request, context):
         """GetStatus returns the state of every replica and rank.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchProgress(self, request, context):
+        """WatchProgress sends how far every replica is with its start, at once and whenever that changes, until the caller ends it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -149,6 +161,11 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=argosy_dot_internal_dot_v1_dot_control__pb2.GetStatusRequest.FromString,
                     response_serializer=argosy_dot_internal_dot_v1_dot_control__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'WatchProgress': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchProgress,
+                    request_deserializer=argosy_dot_internal_dot_v1_dot_control__pb2.WatchProgressRequest.FromString,
+                    response_serializer=argosy_dot_internal_dot_v1_dot_control__pb2.WatchProgressResponse.SerializeToString,
             ),
             'Shutdown': grpc.unary_unary_rpc_method_handler(
                     servicer.Shutdown,
@@ -184,6 +201,33 @@ class ControlService:
             '/argosy.internal.v1.ControlService/GetStatus',
             argosy_dot_internal_dot_v1_dot_control__pb2.GetStatusRequest.SerializeToString,
             argosy_dot_internal_dot_v1_dot_control__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchProgress(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/argosy.internal.v1.ControlService/WatchProgress',
+            argosy_dot_internal_dot_v1_dot_control__pb2.WatchProgressRequest.SerializeToString,
+            argosy_dot_internal_dot_v1_dot_control__pb2.WatchProgressResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -82,7 +82,7 @@ class Probe(_message.Message):
     def __init__(self, number: _Optional[int] = ...) -> None: ...
 
 class GenerationSpec(_message.Message):
-    __slots__ = ("request_id", "prompt_token_ids", "choices", "max_tokens", "sampling", "stop_token_ids", "min_tokens", "time_left", "priority", "cache_domain", "top_logprobs", "initial_credit", "grammar", "generation")
+    __slots__ = ("request_id", "prompt_token_ids", "choices", "max_tokens", "sampling", "stop_token_ids", "min_tokens", "time_left", "priority", "cache_domain", "top_logprobs", "initial_credit", "grammar", "generation", "traceparent")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     CHOICES_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +97,7 @@ class GenerationSpec(_message.Message):
     INITIAL_CREDIT_FIELD_NUMBER: _ClassVar[int]
     GRAMMAR_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
     choices: _containers.RepeatedCompositeFieldContainer[ChoiceState]
@@ -111,7 +112,8 @@ class GenerationSpec(_message.Message):
     initial_credit: int
     grammar: GrammarSpec
     generation: int
-    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., choices: _Optional[_Iterable[_Union[ChoiceState, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[SamplingSpec, _Mapping]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., min_tokens: _Optional[int] = ..., time_left: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., priority: _Optional[int] = ..., cache_domain: _Optional[bytes] = ..., top_logprobs: _Optional[int] = ..., initial_credit: _Optional[int] = ..., grammar: _Optional[_Union[GrammarSpec, _Mapping]] = ..., generation: _Optional[int] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., choices: _Optional[_Iterable[_Union[ChoiceState, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[SamplingSpec, _Mapping]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., min_tokens: _Optional[int] = ..., time_left: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., priority: _Optional[int] = ..., cache_domain: _Optional[bytes] = ..., top_logprobs: _Optional[int] = ..., initial_credit: _Optional[int] = ..., grammar: _Optional[_Union[GrammarSpec, _Mapping]] = ..., generation: _Optional[int] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class ChoiceState(_message.Message):
     __slots__ = ("index", "emitted_token_ids")
@@ -213,7 +215,7 @@ class BlockEvents(_message.Message):
     def __init__(self, complete: _Optional[bool] = ..., stored: _Optional[_Iterable[int]] = ..., evicted: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TokenDelta(_message.Message):
-    __slots__ = ("stream_id", "choice", "first_index", "token_ids", "end", "logprobs", "cached_prompt_tokens", "detail", "suspect")
+    __slots__ = ("stream_id", "choice", "first_index", "token_ids", "end", "logprobs", "cached_prompt_tokens", "detail", "suspect", "device_seconds")
     STREAM_ID_FIELD_NUMBER: _ClassVar[int]
     CHOICE_FIELD_NUMBER: _ClassVar[int]
     FIRST_INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -223,6 +225,7 @@ class TokenDelta(_message.Message):
     CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     SUSPECT_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     stream_id: int
     choice: int
     first_index: int
@@ -232,7 +235,8 @@ class TokenDelta(_message.Message):
     cached_prompt_tokens: int
     detail: str
     suspect: bool
-    def __init__(self, stream_id: _Optional[int] = ..., choice: _Optional[int] = ..., first_index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., end: _Optional[_Union[EndReason, str]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobsData, _Mapping]]] = ..., cached_prompt_tokens: _Optional[int] = ..., detail: _Optional[str] = ..., suspect: _Optional[bool] = ...) -> None: ...
+    device_seconds: float
+    def __init__(self, stream_id: _Optional[int] = ..., choice: _Optional[int] = ..., first_index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., end: _Optional[_Union[EndReason, str]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobsData, _Mapping]]] = ..., cached_prompt_tokens: _Optional[int] = ..., detail: _Optional[str] = ..., suspect: _Optional[bool] = ..., device_seconds: _Optional[float] = ...) -> None: ...
 
 class TokenLogprobsData(_message.Message):
     __slots__ = ("logprob", "top_token_ids", "top_logprobs")

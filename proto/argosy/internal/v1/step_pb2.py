@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from argosy.internal.v1 import replica_pb2 as argosy_dot_internal_dot_v1_dot_replica__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x61rgosy/internal/v1/step.proto\x12\x12\x61rgosy.internal.v1\x1a argosy/internal/v1/replica.proto\"\xb2\x01\n\rWorkerMessage\x12\x30\n\x05hello\x18\x01 \x01(\x0b\x32\x1f.argosy.internal.v1.WorkerHelloH\x00\x12\x32\n\x06report\x18\x02 \x01(\x0b\x32 .argosy.internal.v1.WorkerReportH\x00\x12\x30\n\x06output\x18\x03 \x01(\x0b\x32\x1e.argosy.internal.v1.StepOutputH\x00\x42\t\n\x07message\"k\n\x0bWorkerHello\x12\x0e\n\x06secret\x18\x01 \x01(\x0c\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05stage\x18\x03 \x01(\r\x12\x13\n\x0btensor_rank\x18\x04 \x01(\r\x12\x0b\n\x03pid\x18\x05 \x01(\x05\x12\x0c\n\x04node\x18\x06 \x01(\t\"\xa4\x02\n\x0cWorkerReport\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x14\n\x0cloaded_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04step\x18\x04 \x01(\x04\x12I\n\rphase_seconds\x18\x05 \x03(\x0b\x32\x32.argosy.internal.v1.WorkerReport.PhaseSecondsEntry\x12\x0f\n\x07\x66\x61ilure\x18\x06 \x01(\t\x12\x10\n\x08progress\x18\x07 \x01(\x04\x12\x1a\n\x12rendezvous_address\x18\x08 \x01(\t\x12\r\n\x05where\x18\t \x01(\t\x1a\x33\n\x11PhaseSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xa9\x01\n\rEngineMessage\x12-\n\x04step\x18\x01 \x01(\x0b\x32\x1d.argosy.internal.v1.StepInputH\x00\x12(\n\x04stop\x18\x02 \x01(\x0b\x32\x18.argosy.internal.v1.StopH\x00\x12\x34\n\nrendezvous\x18\x03 \x01(\x0b\x32\x1e.argosy.internal.v1.RendezvousH\x00\x42\t\n\x07message\"\x06\n\x04Stop\"\x1d\n\nRendezvous\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\"\xd3\x02\n\tStepInput\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x14\n\x0c\x63losed_slots\x18\x03 \x01(\x0c\x12.\n\x06opened\x18\x04 \x03(\x0b\x32\x1e.argosy.internal.v1.SlotOpened\x12\x11\n\trow_slots\x18\x05 \x01(\x0c\x12\x16\n\x0erow_num_tokens\x18\x06 \x01(\x0c\x12\x1b\n\x13row_start_positions\x18\x07 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x08 \x01(\x0c\x12\x1a\n\x12row_num_new_blocks\x18\t \x01(\x0c\x12\x15\n\rnew_block_ids\x18\n \x01(\x0c\x12\x13\n\x0brow_samples\x18\x0b \x01(\x0c\x12*\n\x05masks\x18\x0c \x03(\x0b\x32\x1b.argosy.internal.v1.RowMask\x12\x14\n\x0c\x62lock_copies\x18\r \x01(\x0c\"\xff\x01\n\nSlotOpened\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x32\n\x08sampling\x18\x02 \x01(\x0b\x32 .argosy.internal.v1.SamplingSpec\x12\x0e\n\x06\x63hoice\x18\x03 \x01(\r\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12\x0f\n\x07history\x18\x05 \x01(\x0c\x12\x15\n\rnum_generated\x18\x06 \x01(\r\x12\x19\n\x0ctop_logprobs\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x1c\n\x14suppressed_token_ids\x18\x08 \x01(\x0c\x12\x12\n\nmin_tokens\x18\t \x01(\rB\x0f\n\r_top_logprobs\"$\n\x07RowMask\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x0c\n\x04mask\x18\x02 \x01(\x0c\"\xae\x01\n\nStepOutput\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05slots\x18\x03 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x04 \x01(\x0c\x12\x37\n\x08logprobs\x18\x05 \x03(\x0b\x32%.argosy.internal.v1.TokenLogprobsData\x12\x0f\n\x07seconds\x18\x06 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x07 \x01(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x61rgosy/internal/v1/step.proto\x12\x12\x61rgosy.internal.v1\x1a argosy/internal/v1/replica.proto\"\xb2\x01\n\rWorkerMessage\x12\x30\n\x05hello\x18\x01 \x01(\x0b\x32\x1f.argosy.internal.v1.WorkerHelloH\x00\x12\x32\n\x06report\x18\x02 \x01(\x0b\x32 .argosy.internal.v1.WorkerReportH\x00\x12\x30\n\x06output\x18\x03 \x01(\x0b\x32\x1e.argosy.internal.v1.StepOutputH\x00\x42\t\n\x07message\"k\n\x0bWorkerHello\x12\x0e\n\x06secret\x18\x01 \x01(\x0c\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05stage\x18\x03 \x01(\r\x12\x13\n\x0btensor_rank\x18\x04 \x01(\r\x12\x0b\n\x03pid\x18\x05 \x01(\x05\x12\x0c\n\x04node\x18\x06 \x01(\t\"\xd6\x02\n\x0cWorkerReport\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x14\n\x0cloaded_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04step\x18\x04 \x01(\x04\x12I\n\rphase_seconds\x18\x05 \x03(\x0b\x32\x32.argosy.internal.v1.WorkerReport.PhaseSecondsEntry\x12\x0f\n\x07\x66\x61ilure\x18\x06 \x01(\t\x12\x10\n\x08progress\x18\x07 \x01(\x04\x12\x1a\n\x12rendezvous_address\x18\x08 \x01(\t\x12\r\n\x05where\x18\t \x01(\t\x12\x30\n\x07\x66igures\x18\n \x01(\x0b\x32\x1f.argosy.internal.v1.RankFigures\x1a\x33\n\x11PhaseSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xcf\x01\n\x0bRankFigures\x12\x31\n\x07prefill\x18\x01 \x01(\x0b\x32 .argosy.internal.v1.PhaseFigures\x12\x30\n\x06\x64\x65\x63ode\x18\x02 \x01(\x0b\x32 .argosy.internal.v1.PhaseFigures\x12\x1a\n\x12\x63ollective_seconds\x18\x03 \x01(\x01\x12\x17\n\x0freceive_seconds\x18\x04 \x01(\x01\x12\x12\n\npeak_flops\x18\x05 \x01(\x01\x12\x12\n\npeak_bytes\x18\x06 \x01(\x01\"X\n\x0cPhaseFigures\x12\r\n\x05steps\x18\x01 \x01(\x04\x12\x14\n\x0c\x62usy_seconds\x18\x02 \x01(\x01\x12\r\n\x05\x66lops\x18\x03 \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x01\"\xa9\x01\n\rEngineMessage\x12-\n\x04step\x18\x01 \x01(\x0b\x32\x1d.argosy.internal.v1.StepInputH\x00\x12(\n\x04stop\x18\x02 \x01(\x0b\x32\x18.argosy.internal.v1.StopH\x00\x12\x34\n\nrendezvous\x18\x03 \x01(\x0b\x32\x1e.argosy.internal.v1.RendezvousH\x00\x42\t\n\x07message\"\x06\n\x04Stop\"\x1d\n\nRendezvous\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\"\xd3\x02\n\tStepInput\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x14\n\x0c\x63losed_slots\x18\x03 \x01(\x0c\x12.\n\x06opened\x18\x04 \x03(\x0b\x32\x1e.argosy.internal.v1.SlotOpened\x12\x11\n\trow_slots\x18\x05 \x01(\x0c\x12\x16\n\x0erow_num_tokens\x18\x06 \x01(\x0c\x12\x1b\n\x13row_start_positions\x18\x07 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x08 \x01(\x0c\x12\x1a\n\x12row_num_new_blocks\x18\t \x01(\x0c\x12\x15\n\rnew_block_ids\x18\n \x01(\x0c\x12\x13\n\x0brow_samples\x18\x0b \x01(\x0c\x12*\n\x05masks\x18\x0c \x03(\x0b\x32\x1b.argosy.internal.v1.RowMask\x12\x14\n\x0c\x62lock_copies\x18\r \x01(\x0c\"\xff\x01\n\nSlotOpened\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x32\n\x08sampling\x18\x02 \x01(\x0b\x32 .argosy.internal.v1.SamplingSpec\x12\x0e\n\x06\x63hoice\x18\x03 \x01(\r\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12\x0f\n\x07history\x18\x05 \x01(\x0c\x12\x15\n\rnum_generated\x18\x06 \x01(\r\x12\x19\n\x0ctop_logprobs\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x1c\n\x14suppressed_token_ids\x18\x08 \x01(\x0c\x12\x12\n\nmin_tokens\x18\t \x01(\rB\x0f\n\r_top_logprobs\"$\n\x07RowMask\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x0c\n\x04mask\x18\x02 \x01(\x0c\"\xae\x01\n\nStepOutput\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05slots\x18\x03 \x01(\x0c\x12\x11\n\ttoken_ids\x18\x04 \x01(\x0c\x12\x37\n\x08logprobs\x18\x05 \x03(\x0b\x32%.argosy.internal.v1.TokenLogprobsData\x12\x0f\n\x07seconds\x18\x06 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x07 \x01(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,21 +39,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKERHELLO']._serialized_start=268
   _globals['_WORKERHELLO']._serialized_end=375
   _globals['_WORKERREPORT']._serialized_start=378
-  _globals['_WORKERREPORT']._serialized_end=670
-  _globals['_WORKERREPORT_PHASESECONDSENTRY']._serialized_start=619
-  _globals['_WORKERREPORT_PHASESECONDSENTRY']._serialized_end=670
-  _globals['_ENGINEMESSAGE']._serialized_start=673
-  _globals['_ENGINEMESSAGE']._serialized_end=842
-  _globals['_STOP']._serialized_start=844
-  _globals['_STOP']._serialized_end=850
-  _globals['_RENDEZVOUS']._serialized_start=852
-  _globals['_RENDEZVOUS']._serialized_end=881
-  _globals['_STEPINPUT']._serialized_start=884
-  _globals['_STEPINPUT']._serialized_end=1223
-  _globals['_SLOTOPENED']._serialized_start=1226
-  _globals['_SLOTOPENED']._serialized_end=1481
-  _globals['_ROWMASK']._serialized_start=1483
-  _globals['_ROWMASK']._serialized_end=1519
-  _globals['_STEPOUTPUT']._serialized_start=1522
-  _globals['_STEPOUTPUT']._serialized_end=1696
+  _globals['_WORKERREPORT']._serialized_end=720
+  _globals['_WORKERREPORT_PHASESECONDSENTRY']._serialized_start=669
+  _globals['_WORKERREPORT_PHASESECONDSENTRY']._serialized_end=720
+  _globals['_RANKFIGURES']._serialized_start=723
+  _globals['_RANKFIGURES']._serialized_end=930
+  _globals['_PHASEFIGURES']._serialized_start=932
+  _globals['_PHASEFIGURES']._serialized_end=1020
+  _globals['_ENGINEMESSAGE']._serialized_start=1023
+  _globals['_ENGINEMESSAGE']._serialized_end=1192
+  _globals['_STOP']._serialized_start=1194
+  _globals['_STOP']._serialized_end=1200
+  _globals['_RENDEZVOUS']._serialized_start=1202
+  _globals['_RENDEZVOUS']._serialized_end=1231
+  _globals['_STEPINPUT']._serialized_start=1234
+  _globals['_STEPINPUT']._serialized_end=1573
+  _globals['_SLOTOPENED']._serialized_start=1576
+  _globals['_SLOTOPENED']._serialized_end=1831
+  _globals['_ROWMASK']._serialized_start=1833
+  _globals['_ROWMASK']._serialized_end=1869
+  _globals['_STEPOUTPUT']._serialized_start=1872
+  _globals['_STEPOUTPUT']._serialized_end=2046
 # @@protoc_insertion_point(module_scope)

@@ -34,7 +34,7 @@ class WorkerHello(_message.Message):
     def __init__(self, secret: _Optional[bytes] = ..., epoch: _Optional[int] = ..., stage: _Optional[int] = ..., tensor_rank: _Optional[int] = ..., pid: _Optional[int] = ..., node: _Optional[str] = ...) -> None: ...
 
 class WorkerReport(_message.Message):
-    __slots__ = ("phase", "loaded_bytes", "total_bytes", "step", "phase_seconds", "failure", "progress", "rendezvous_address", "where")
+    __slots__ = ("phase", "loaded_bytes", "total_bytes", "step", "phase_seconds", "failure", "progress", "rendezvous_address", "where", "figures")
     class PhaseSecondsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +51,7 @@ class WorkerReport(_message.Message):
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     RENDEZVOUS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     WHERE_FIELD_NUMBER: _ClassVar[int]
+    FIGURES_FIELD_NUMBER: _ClassVar[int]
     phase: str
     loaded_bytes: int
     total_bytes: int
@@ -60,7 +61,36 @@ class WorkerReport(_message.Message):
     progress: int
     rendezvous_address: str
     where: str
-    def __init__(self, phase: _Optional[str] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., step: _Optional[int] = ..., phase_seconds: _Optional[_Mapping[str, float]] = ..., failure: _Optional[str] = ..., progress: _Optional[int] = ..., rendezvous_address: _Optional[str] = ..., where: _Optional[str] = ...) -> None: ...
+    figures: RankFigures
+    def __init__(self, phase: _Optional[str] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., step: _Optional[int] = ..., phase_seconds: _Optional[_Mapping[str, float]] = ..., failure: _Optional[str] = ..., progress: _Optional[int] = ..., rendezvous_address: _Optional[str] = ..., where: _Optional[str] = ..., figures: _Optional[_Union[RankFigures, _Mapping]] = ...) -> None: ...
+
+class RankFigures(_message.Message):
+    __slots__ = ("prefill", "decode", "collective_seconds", "receive_seconds", "peak_flops", "peak_bytes")
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    COLLECTIVE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    RECEIVE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PEAK_FLOPS_FIELD_NUMBER: _ClassVar[int]
+    PEAK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    prefill: PhaseFigures
+    decode: PhaseFigures
+    collective_seconds: float
+    receive_seconds: float
+    peak_flops: float
+    peak_bytes: float
+    def __init__(self, prefill: _Optional[_Union[PhaseFigures, _Mapping]] = ..., decode: _Optional[_Union[PhaseFigures, _Mapping]] = ..., collective_seconds: _Optional[float] = ..., receive_seconds: _Optional[float] = ..., peak_flops: _Optional[float] = ..., peak_bytes: _Optional[float] = ...) -> None: ...
+
+class PhaseFigures(_message.Message):
+    __slots__ = ("steps", "busy_seconds", "flops", "memory_bytes")
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    FLOPS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    steps: int
+    busy_seconds: float
+    flops: float
+    memory_bytes: float
+    def __init__(self, steps: _Optional[int] = ..., busy_seconds: _Optional[float] = ..., flops: _Optional[float] = ..., memory_bytes: _Optional[float] = ...) -> None: ...
 
 class EngineMessage(_message.Message):
     __slots__ = ("step", "stop", "rendezvous")
