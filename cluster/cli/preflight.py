@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import time
 
 import psutil
 
@@ -15,18 +16,28 @@ from cluster.errors import ConfigurationError
 from model.weights.checkpoint import WeightsError, check_weights
 
 RAY_ANSWER_SECONDS = 3.0
+RAY_START_SECONDS = 60.0
+"""A head that is started beside us takes some seconds."""
 
 
-def preflight(config: ArgosyConfig) -> list[ReplicaPlan]:
+def preflight(config: ArgosyConfig, *, with_router: bool = True, keep: bool = False) -> list[ReplicaPlan]:
     """Check a configuration against this machine; the plan of each replica, empty if another cluster's nodes decide.
+
+    Args:
+        with_router: a router will listen here.
+        keep: a controller that listens already will be replaced.
 
     Raises:
         ConfigurationError: one line that names the key or file and the fix.
     """
-    check_ports(config)
+    if keep and config.ray.address == "local":
+        raise ConfigurationError(
+            "ray.address: `local` ends with this command, so nothing can be kept; name a running head"
+        )
+    check_ports(config, with_router=with_router, with_controller=not keep)
     check_models(config)
     if config.ray.address != "local":
-        _check_ray(config.ray.address)
+        _check_ray(config.ray.address, seconds=RAY_START_SECONDS if keep else 0.0)
         return []
     return plan_region(config, [this_machine(logical_cpus(config))])
 
@@ -50,36 +61,49 @@ def check_models(config: ArgosyConfig) -> None:
             raise ConfigurationError(f"model {section.name}: {error}") from None
 
 
-def check_ports(config: ArgosyConfig) -> None:
+def check_ports(config: ArgosyConfig, *, with_router: bool = True, with_controller: bool = True) -> None:
     """Every address that this machine will listen on is free.
 
     Raises:
         ConfigurationError: one is not, or is not this machine's.
     """
-    addresses = {"router.listen": config.router.listen, "controller.listen": config.controller.listen}
+    addresses = {"router.listen": config.router.listen} if with_router else {}
+    if with_controller:
+        addresses["controller.listen"] = config.controller.listen
     seen: dict[str, str] = {}
     for key, address in addresses.items():
         if address in seen and not address.endswith(":0"):
             raise ConfigurationError(f"{key}: {address} is also {seen[address]}; give each its own port")
         seen[address] = key
-        _check_port(key, address)
+        check_port(key, address)
 
 
-def _check_ray(address: str) -> None:
-    """Ray itself would try for more than a minute."""
+def _check_ray(address: str, seconds: float) -> None:
+    """Refuse a head that does not answer within `seconds`. Ray itself would try for more than a minute."""
     host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=RAY_ANSWER_SECONDS).close()
-    except ValueError:
-        raise ConfigurationError(f"ray.address: {address!r} is neither `local` nor host:port of a Ray head") from None
-    except OSError as error:
-        reason = error.strerror or "no answer"
-        raise ConfigurationError(
-            f"ray.address: nothing answers at {address} ({reason}); run `ray start --head` there, or use local"
-        ) from None
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=RAY_ANSWER_SECONDS).close()
+            return
+        except ValueError:
+            raise ConfigurationError(
+                f"ray.address: {address!r} is neither `local` nor host:port of a Ray head"
+            ) from None
+        except OSError as error:
+            if time.monotonic() >= end:
+                reason = error.strerror or "no answer"
+                raise ConfigurationError(
+                    f"ray.address: nothing answers at {address} ({reason}); run `ray start --head` there, or use local"
+                ) from None
+        time.sleep(0.2)
 
 
-def _check_port(key: str, address: str) -> None:
+def check_port(key: str, address: str) -> None:
+    """
+    Raises:
+        ConfigurationError: nothing can listen on `address`, the value of `key`.
+    """
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
     try:

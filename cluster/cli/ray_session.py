@@ -11,9 +11,11 @@ import logging
 import os
 import secrets
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+from cluster.cli.preflight import check_port
 from cluster.config import ArgosyConfig
 from cluster.control.plan import logical_cpus
 from cluster.control.topology import Node, nodes_from_ray
@@ -24,6 +26,7 @@ OBJECT_STORE_BYTES = 80 * 1024 * 1024
 """Ray's least. No token and no weight goes through it."""
 CONTROLLER_NAME = "controller"
 CONTROLLER_START_SECONDS = 60.0
+CONTROLLER_END_SECONDS = 10.0
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -85,8 +88,11 @@ def joined_nodes() -> list[Node]:
     return nodes_from_ray(nodes, ray.state.available_resources_per_node(), local=False)
 
 
-def start_controller(config: ArgosyConfig) -> Any:
+def start_controller(config: ArgosyConfig, *, replace: bool = False) -> Any:
     """Start the region's controller on this node and return its actor handle. It outlives this process if Ray does.
+
+    Args:
+        replace: end a controller that runs already. Its replicas stay, and the new one adopts them.
 
     Raises:
         ConfigurationError: another controller runs in the namespace, or this one cannot start.
@@ -97,6 +103,8 @@ def start_controller(config: ArgosyConfig) -> Any:
 
     from cluster.worker.launcher import RoleActor
 
+    if replace:
+        _end_controller(config)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     try:
         controller = RoleActor.options(
@@ -117,6 +125,21 @@ def start_controller(config: ArgosyConfig) -> Any:
             raise error.cause from None
         raise
     return controller
+
+
+def _end_controller(config: ArgosyConfig) -> None:
+    """Kill the namespace's controller, if there is one, and wait for its name and its port. Replicas do not notice."""
+    import ray
+
+    end = time.monotonic() + CONTROLLER_END_SECONDS
+    while time.monotonic() < end:
+        try:
+            ray.kill(ray.get_actor(CONTROLLER_NAME, namespace=config.ray.namespace), no_restart=True)
+        except ValueError:
+            with contextlib.suppress(ConfigurationError):
+                check_port("controller.listen", config.controller.listen)
+                return
+        time.sleep(0.1)
 
 
 def is_alive(controller: Any) -> bool:

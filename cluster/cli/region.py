@@ -45,8 +45,15 @@ class StoppedError(Exception):
 class Region:
     """Everything that one `up` started."""
 
-    def __init__(self, config: ArgosyConfig) -> None:
+    def __init__(self, config: ArgosyConfig, *, with_router: bool = True, keep: bool = False) -> None:
+        """
+        Args:
+            with_router: start a router beside it; without, routers of other machines are pointed at the controller.
+            keep: leave controller and replicas running on a Ray cluster that was joined, for the next one to adopt.
+        """
         self.config = config
+        self._with_router = with_router
+        self._keep = keep
         self.stop_request = StopRequest(self._forget_directory)
         self.seconds: dict[str, float] = {}
         """How long each part of the start took."""
@@ -109,12 +116,12 @@ class Region:
         self.stop_request.install()
         self._check_stop()
         self._check_router()
-        if not local:
+        if not local and self._with_router:
             # Only now are the nodes known, and with them what the router must know.
             self.settle(plan_region(self.config, ray_session.joined_nodes()), console)
             self._start_router()
         with self._timed("controller"), console.status("Starting the controller"):
-            self._controller = ray_session.start_controller(self.config)
+            self._controller = ray_session.start_controller(self.config, replace=self._keep)
         self._check_stop()
 
     def status(self) -> control_pb2.GetStatusResponse | None:
@@ -122,13 +129,13 @@ class Region:
         return self.run(self._ask_status())
 
     def router_serves(self) -> bool:
-        """Whether the router says that some model can be asked through it.
+        """Whether the router says that some model can be asked through it; True if there is none of ours.
 
         Raises:
             ConfigurationError: its process has ended.
         """
         self._check_router()
-        return self.run(self._ask_health())
+        return self._router is None or self.run(self._ask_health())
 
     def supervise(self) -> list[str]:
         """Restart what has ended and should not have; one line for each."""
@@ -156,7 +163,7 @@ class Region:
             steps.callback(kill_descendants, grace=0.5)
             steps.callback(ray_session.stop_ray)
             steps.callback(self._close_client)
-            if self._controller is not None:
+            if self._controller is not None and not self._keep:
                 steps.callback(ray_session.stop_controller, self._controller, GRACE_SECONDS)
             if self._router is not None:
                 steps.callback(self._router.end, drain_seconds + GRACE_SECONDS)

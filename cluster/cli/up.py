@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -30,7 +31,15 @@ SUPERVISE_SECONDS = 1.0
     help="What to run.",
 )
 @click.option("--check", is_flag=True, help="Check the file and print the plan; start nothing.")
-def command(file: Path, check: bool) -> None:
+@click.option(
+    "--without-router", is_flag=True, help="Start no router: those of other machines will ask the controller."
+)
+@click.option(
+    "--keep",
+    is_flag=True,
+    help="On a Ray cluster that runs already: leave the region running at the end, and take over what one left.",
+)
+def command(file: Path, check: bool, without_router: bool, keep: bool) -> None:
     """Start everything that a YAML file describes; Ctrl-C ends it.
 
     The file, the checkpoints, the way each model is cut, and the ports are checked before anything starts. Then the
@@ -41,39 +50,47 @@ def command(file: Path, check: bool) -> None:
     Examples:
       argosy up -f examples/argosy.yaml
       argosy up -f examples/argosy.yaml --check
+      argosy up -f region.yaml --without-router --keep    beside a Ray head; routers and nodes come and go
     """
     config = load_config(file)
     screen = console()
-    plans = preflight(config)
+    plans = preflight(config, with_router=not without_router, keep=keep)
     if check:
         for plan in plans:
             screen.print(plan_table(plan))
         screen.print(f"{file}: fine")
         return
-    region = Region(config)
+    region = Region(config, with_router=not without_router, keep=keep)
     try:
         with region:
             region.settle(plans, screen)
             screen.print(f"Starting; logs are in {region.directory}")
             region.start(screen)
-            wait_until_ready(region, console(stderr=True), attempts=START_ATTEMPTS)
-            _greet(screen, region)
+            # Nodes of a cluster may come later, so there every start is worth another.
+            wait_until_ready(region, console(stderr=True), attempts=sys.maxsize if keep else START_ATTEMPTS)
+            _greet(screen, region, with_router=not without_router)
             _stay(screen, region)
-            screen.print("Stopping once running answers are out; a second Ctrl-C stops at once")
+            if keep:
+                screen.print("Leaving the region to run on; the same command takes it over")
+            else:
+                screen.print("Stopping once running answers are out; a second Ctrl-C stops at once")
     except StoppedError:
         screen.print("Stopped before everything was up")
         click.get_current_context().exit(128 + region.stop_request.signal)
     screen.print("Stopped")
 
 
-def _greet(screen: Console, region: Region) -> None:
+def _greet(screen: Console, region: Region, *, with_router: bool) -> None:
     address = region.config.router.listen
     names = ", ".join(model.name for model in region.config.models)
     where = "" if address.endswith(":50051") else f" --address {address}"
     screen.print(f"\nReady after {process_age():.1f} s, serving {names}")
-    screen.print(f"  gRPC   {address}")
-    screen.print(f"  ask    argosy generate{where} 'Why is the sky blue?'", markup=False)
-    screen.print(f"  talk   argosy chat{where}")
+    if with_router:
+        screen.print(f"  gRPC   {address}")
+        screen.print(f"  ask    argosy generate{where} 'Why is the sky blue?'", markup=False)
+        screen.print(f"  talk   argosy chat{where}")
+    else:
+        screen.print("  route  argosy router -f FILE --controller HOST:PORT")
     screen.print(f"  watch  argosy status --address {region.config.controller.listen}")
     screen.print("Ctrl-C ends it.")
 

@@ -159,6 +159,19 @@ def test_up_refuses_a_ray_cluster_that_is_not_there(home: Path, address: str, sa
     assert_one_line(up(home, ray={"address": address}), "ray.address", says)
 
 
+def test_up_keeps_nothing_of_a_ray_that_ends_with_it(home: Path) -> None:
+    file = home / "argosy.yaml"
+    file.write_text(json.dumps({"model_store": str(home / "store"), "models": [{"name": "m"}]}))
+    assert_one_line(argosy("up", "-f", file, "--keep"), "ray.address: `local` ends with this command", "running head")
+
+
+def test_a_router_takes_another_controller_only_with_a_port(home: Path) -> None:
+    file = home / "argosy.yaml"
+    file.write_text(json.dumps({"model_store": str(home / "store"), "models": [{"name": "m"}]}))
+    done = argosy("router", "-f", file, "--controller", "controller")
+    assert_one_line(done, "controller.listen: 'controller' is not host:port")
+
+
 def test_up_check_prints_the_plan_and_starts_nothing(home: Path) -> None:
     file = home / "argosy.yaml"
     file.write_text(json.dumps({"model_store": str(home / "store"), "models": [{"name": "m", "pipeline_parallel": 2}]}))
