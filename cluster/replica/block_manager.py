@@ -30,6 +30,8 @@ class BlockManager:
         self._by_key: dict[BlockKey, int] = {}
         self._observer = observer
         self.num_blocks = num_blocks
+        self.num_evicted = 0
+        """Cached blocks given away since the start."""
 
     @property
     def num_free(self) -> int:
@@ -111,6 +113,7 @@ class BlockManager:
     def _evict(self, block: int) -> None:
         key = self._keys[block]
         assert key is not None
+        self.num_evicted += 1
         del self._cached[block]
         del self._by_key[key]
         self._keys[block] = None

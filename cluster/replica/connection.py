@@ -10,14 +10,21 @@ import asyncio
 
 from argosy.internal.v1 import replica_pb2
 from cluster.errors import ServiceError
+from cluster.replica.prefix_log import BlockNews
 
 
 class Connection:
     """One router's stream, as the engine sees it."""
 
-    def __init__(self, connection_id: int, router_id: str) -> None:
+    def __init__(self, connection_id: int, router_id: str, blocks: BlockNews | None = None) -> None:
+        """
+        Args:
+            blocks: what the prefix cache does, for a router that wants to know.
+        """
         self.connection_id = connection_id
         self.router_id = router_id
+        self.blocks = blocks
+        self._probe: int | None = None
         self.ended_with: ServiceError | None = None
         """Set when the engine ends the stream; what is pending is still sent."""
         self._deltas: dict[tuple[int, int], replica_pb2.TokenDelta] = {}
@@ -48,6 +55,16 @@ class Connection:
         self._deltas.clear()
         return deltas
 
+    def probed(self, number: int) -> None:
+        """The router wants to know how long an answer takes."""
+        self._probe = number
+        self._awake.set()
+
+    def take_probe(self) -> int | None:
+        """The newest probe that is to be answered."""
+        probe, self._probe = self._probe, None
+        return probe
+
     def end(self, error: ServiceError) -> None:
         """The engine is done with this router."""
         self.ended_with = error
@@ -70,6 +87,7 @@ def merge(waiting: replica_pb2.TokenDelta, delta: replica_pb2.TokenDelta) -> Non
     waiting.token_ids.extend(delta.token_ids)
     waiting.logprobs.extend(delta.logprobs)
     waiting.cached_prompt_tokens = waiting.cached_prompt_tokens or delta.cached_prompt_tokens
+    waiting.device_seconds += delta.device_seconds
     if delta.end:
         waiting.end = delta.end
         waiting.detail = delta.detail

@@ -29,7 +29,9 @@ from cluster.ids import Epoch
 from cluster.protocol import REPLICA_PROTOCOL_VERSION
 from cluster.replica.connection import Connection
 from cluster.replica.constraints import Constraints
+from cluster.replica.observer import Observer, Unobserved
 from cluster.replica.plan import EndReason, Refused, Request, RequestKey, SequenceEvent, StepPlan
+from cluster.replica.prefix_log import PrefixLog
 from cluster.replica.scheduler import Scheduler
 from cluster.replica.step_costs import StepCostFit
 from cluster.replica.step_message import step_input
@@ -69,6 +71,10 @@ class _Live:
     """By choice and token index, until the token itself is delivered."""
     has_begun: bool = False
     """A token of it was sampled here."""
+    queued_at: float | None = None
+    """When it arrived; None once it is in a step."""
+    device_seconds: float = 0.0
+    """Since its last delta."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +97,19 @@ class Engine:
         limits: Limits,
         scheduler: Scheduler,
         constraints: Constraints,
+        prefixes: PrefixLog,
         ranks: Ranks,
         clock: Clock,
+        num_ranks: int = 1,
+        observer: Observer | None = None,
     ) -> None:
+        self._num_ranks = num_ranks
+        self._observer = observer or Unobserved()
         self.state: control_pb2.ReplicaState = control_pb2.REPLICA_STATE_LOADING
         self.reason = ""
         self.step = 0
+        self.prefixes = prefixes
+        """Hears of the scheduler's blocks."""
         self._epoch = epoch
         self._limits = limits
         self._scheduler = scheduler
@@ -131,7 +144,8 @@ class Engine:
             raise ServiceError(Reason.STALE_EPOCH)
         if self.state != control_pb2.REPLICA_STATE_READY:
             raise ServiceError(Reason.NO_REPLICA)
-        connection = Connection(next(self._connection_ids), hello.router_id)
+        blocks = self.prefixes.listen() if hello.wants_block_events else None
+        connection = Connection(next(self._connection_ids), hello.router_id, blocks)
         self._connections[connection.connection_id] = connection
         return connection
 
@@ -148,7 +162,7 @@ class Engine:
         if key in self._live:
             raise ServiceError(Reason.INTERNAL, f"stream {message.stream_id} is in use")
         live = _Live(connection, message.stream_id, spec, {choice.index for choice in spec.choices} or {0})
-        now = self._clock.monotonic()
+        live.queued_at = now = self._clock.monotonic()
         try:
             if self.state != control_pb2.REPLICA_STATE_READY:
                 self._end_all_choices(live, replica_pb2.END_REASON_ERROR, "the replica takes no new requests")
@@ -296,7 +310,7 @@ class Engine:
         for event in self._scheduler.expire(now):
             self._deliver(event)
         while len(self._flights) < self._max_in_flight and (plan := self._scheduler.plan(now)):
-            self._send(plan)
+            self._send(plan, now)
 
     def _permit(self) -> None:
         """Let constrained choices go on whose masks are there, and end those whose grammar has become too costly."""
@@ -307,7 +321,13 @@ class Engine:
                 self._end_all_choices(live, replica_pb2.END_REASON_REFUSED, "grammar: it is too costly to follow")
                 self._drop(key)
 
-    def _send(self, plan: StepPlan) -> None:
+    def _send(self, plan: StepPlan, now: float) -> None:
+        self._observer.step_sent(now)
+        for slot in plan.opened:
+            live = self._live[slot.key]
+            if live.queued_at is not None:
+                self._observer.request_started(now - live.queued_at)
+                live.queued_at = None
         specs = {slot.key: self._live[slot.key].spec for slot in plan.opened}
         message = step_input(plan, self._epoch, specs, self._constraints.masks(plan.rows))
         flight = _Flight(plan, self._times.predict(plan.num_prefill_tokens), self._reporting(plan))
@@ -330,13 +350,24 @@ class Engine:
         self.step = output.step
         self._times.learn(flight.plan.num_prefill_tokens, output.seconds)
         self.costs.learn(flight.plan, output.seconds)
+        now = self._clock.monotonic()
+        self._observer.step_done(now, flight.plan, output.seconds, in_flight=len(self._flights))
+        self._share_out(flight.plan, output)
         self._keep_logprobs(flight, output)
         slots = np.frombuffer(output.slots, "<i4").tolist()
         tokens = np.frombuffer(output.token_ids, "<i4").tolist()
         sampled = list(zip(slots, tokens, strict=True))
         self._load = None
-        for event in self._scheduler.complete(output.step, sampled, self._clock.monotonic()):
+        for event in self._scheduler.complete(output.step, sampled, now):
             self._deliver(event)
+
+    def _share_out(self, plan: StepPlan, output: step_pb2.StepOutput) -> None:
+        """Charge a step's device time to its requests by tokens; stages are balanced, so each is taken for the last."""
+        tokens = plan.num_prefill_tokens + plan.num_decode_tokens
+        share = output.compute_seconds * self._num_ranks / max(tokens, 1)
+        for row in plan.rows:
+            if live := self._live.get(row.key):
+                live.device_seconds += share * row.num_tokens
 
     def _keep_logprobs(self, flight: _Flight, output: step_pb2.StepOutput) -> None:
         for (key, choice, index), entry in zip(flight.reporting, output.logprobs, strict=True):
@@ -357,7 +388,9 @@ class Engine:
             token_ids=event.token_ids,
             end=_ENDS[event.end],
             cached_prompt_tokens=event.cached_prompt_tokens,
+            device_seconds=live.device_seconds,
         )
+        live.device_seconds = 0.0
         if live.logprobs:
             indices = range(event.first_index, event.first_index + len(event.token_ids))
             delta.logprobs.extend(live.logprobs.pop((event.choice, index)) for index in indices)

@@ -55,6 +55,8 @@ class Residents:
         self.lanes = tuple(Lane(index) for index in range(config.num_lanes))
         self.closed_slots: list[int] = []
         """Given back since the last step that told workers."""
+        self.num_preempted = 0
+        """Sequences that had to start over."""
         self.num_stalled = 0
         """Sequences that got no block since the caller last set this to 0."""
 
@@ -195,6 +197,7 @@ class Residents:
     def preempt(self, sequence: SequenceState) -> None:
         """Take slot and blocks away; the sequence queues again and computes its tokens anew, as a prefill."""
         sequence.phase = Phase.PREEMPTED
+        self.num_preempted += 1
         self._vacate(sequence)
 
     def end(self, sequence: SequenceState) -> None:

@@ -82,6 +82,11 @@ class Scheduler:
         return bool(self._requests or self._flights)
 
     @property
+    def num_preempted(self) -> int:
+        """Sequences that lost slot and blocks, since the start."""
+        return self._residents.num_preempted
+
+    @property
     def next_deadline(self) -> float:
         """When `expire` has something to do next; infinity if never."""
         while self._deadlines and not self._is_live(self._deadlines[0]):

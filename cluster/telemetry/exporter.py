@@ -7,6 +7,7 @@ with requests. Whoever reaches the port sees models, tenants and load, so it is 
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import logging
 import socket
@@ -71,6 +72,18 @@ def exported(
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def reachable(address: str | None, host: str) -> str:
+    """What others call an address that `exported` gave: `host` where it listens everywhere; empty for None."""
+    if address is None:
+        return ""
+    listens_at, _, port = address.rpartition(":")
+    try:
+        is_everywhere = ipaddress.ip_address(listens_at.strip("[]")).is_unspecified
+    except ValueError:
+        is_everywhere = False
+    return f"{host}:{port}" if is_everywhere else address
 
 
 def _listen(host: str, port: int, application: Any, key: str) -> WSGIServer:

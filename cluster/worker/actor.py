@@ -87,7 +87,7 @@ class WorkerActor:
 
     def _work(self, channel: EngineChannel) -> NoReturn:
         runner = self._bootstrap(self._spec, self._state, channel.wait_rendezvous)
-        stepper = Stepper(runner, self._spec.replica, self._spec.coordinates)
+        stepper = Stepper(runner, self._spec.replica, self._spec.coordinates, on_pass=self._state.passed)
         self._state.enter("ready")
         logger.info("ready")
         while True:

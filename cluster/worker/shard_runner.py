@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from model.batch import Batch, Int32Array, Sampled
-from model.parallel.context import PipelineLinks
+from model.parallel.context import PipelineLinks, TensorGroup
 from model.shard import Shard
 
 
@@ -48,3 +50,32 @@ class TimedLinks:
         hidden_TH = self._links.receive(num_tokens, hidden_size, dtype)
         self.waited_seconds += time.perf_counter() - started
         return hidden_TH
+
+
+class TimedGroup:
+    """A tensor group that counts how long this rank spent in collectives, mostly waiting for slower ranks. CPU only:
+    on a GPU the host's time says nothing of the device's."""
+
+    def __init__(self, group: TensorGroup) -> None:
+        self._group = group
+        self.rank, self.size = group.rank, group.size
+        self.leave = group.leave
+        self.seconds = 0.0
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        started = time.perf_counter()
+        x = self._group.all_reduce(x)
+        self.seconds += time.perf_counter() - started
+        return x
+
+    def all_gather(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        started = time.perf_counter()
+        x = self._group.all_gather(x, sizes)
+        self.seconds += time.perf_counter() - started
+        return x
+
+    def all_to_all(self, rows_NH: Tensor, counts: Sequence[Sequence[int]]) -> Tensor:
+        started = time.perf_counter()
+        rows_NH = self._group.all_to_all(rows_NH, counts)
+        self.seconds += time.perf_counter() - started
+        return rows_NH

@@ -217,6 +217,11 @@ def _int32(data: bytes) -> Int32Array:
     return np.frombuffer(data, _INT32)
 
 
+def has_prompt_tokens(message: step_pb2.StepInput) -> bool:
+    """Whether any token of the step is given, as prompts are, and not the one that was sampled last."""
+    return bool((_int32(message.token_ids) != LAST_SAMPLED).any())
+
+
 def awaited_slots(message: step_pb2.StepInput) -> set[int]:
     """Slots whose earlier tokens must be recorded before the step is prepared: rows that continue them, and slots
     that change hands (a late token of the last sequence must not become the next one's)."""

@@ -25,6 +25,7 @@ class WorkerState:
         self._entered = monotonic()
         self._report = step_pb2.WorkerReport(phase="starting")
         self._progress: Callable[[], tuple[int, str]] = lambda: (0, "")
+        self._waits: Callable[[], tuple[float, float]] = lambda: (0.0, 0.0)
         self.on_change: Callable[[], None] = lambda: None
         """Called when something moved that the engine should hear of at once."""
         self.before_exit: Callable[[], None] = lambda: None
@@ -44,6 +45,24 @@ class WorkerState:
         with self._lock:
             self._report.loaded_bytes = loaded_bytes
             self._report.total_bytes = total_bytes
+
+    def measured(self, peak_flops: float, peak_bytes: float) -> None:
+        """What the device can do at its best, a second."""
+        with self._lock:
+            self._report.figures.peak_flops = peak_flops
+            self._report.figures.peak_bytes = peak_bytes
+
+    def watch_waits(self, waits: Callable[[], tuple[float, float]]) -> None:
+        """Read from `waits` the seconds spent in collectives and for earlier stages, since start."""
+        self._waits = waits
+
+    def passed(self, has_prompt_tokens: bool, busy_seconds: float) -> None:
+        """A pass is over that took `busy_seconds`, waiting for the stage before excluded."""
+        with self._lock:
+            figures = self._report.figures
+            phase = figures.prefill if has_prompt_tokens else figures.decode
+            phase.steps += 1
+            phase.busy_seconds += busy_seconds
 
     def finished(self, step: int) -> None:
         """A step is over on this rank."""
@@ -71,5 +90,6 @@ class WorkerState:
             report = step_pb2.WorkerReport()
             report.CopyFrom(self._report)
         passed, report.where = self._progress()
+        report.figures.collective_seconds, report.figures.receive_seconds = self._waits()
         report.progress = passed + report.step
         return report

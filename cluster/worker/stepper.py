@@ -13,7 +13,7 @@ from argosy.internal.v1 import replica_pb2, step_pb2
 from cluster.config import EngineConfig
 from cluster.launch import ReplicaSpec
 from cluster.worker.feedback import FeedBack
-from cluster.worker.slots import PreparedStep, Slots
+from cluster.worker.slots import PreparedStep, Slots, has_prompt_tokens
 from model.batch import Batch, Int32Array, Sampled, TokenLogprobs
 from model.parallel.dims import RankCoordinates
 
@@ -68,12 +68,15 @@ class Stepper:
         replica: ReplicaSpec,
         coordinates: RankCoordinates,
         monotonic: Callable[[], float] = time.perf_counter,
+        on_pass: Callable[[bool, float], None] = lambda has_prompt_tokens, busy_seconds: None,
     ) -> None:
+        """`on_pass` hears of each pass whether it held prompt tokens, and its seconds without waits for stages."""
         engine: EngineConfig = replica.engine
         self._place = Place.of(replica, coordinates)
         self._runner = runner
         self._epoch = replica.epoch
         self._monotonic = monotonic
+        self._on_pass = on_pass
         self._slots = Slots(
             engine.max_sequences,
             replica.context_length,
@@ -97,6 +100,8 @@ class Stepper:
         started = self._monotonic()
         sampled = self._runner.run(prepared.batch)
         seconds = self._monotonic() - started
+        busy_seconds = seconds - (self._runner.waited_seconds - waited)
+        self._on_pass(has_prompt_tokens(message), busy_seconds)
         if self._feedback:
             self._feedback.after(prepared)
         if sampled is None:
@@ -114,7 +119,7 @@ class Stepper:
             token_ids=np.asarray(sampled.token_ids).astype("<i4", copy=False).tobytes(),
             logprobs=_logprobs(prepared, sampled),
             seconds=seconds,
-            compute_seconds=seconds - (self._runner.waited_seconds - waited),
+            compute_seconds=busy_seconds,
         )
 
 
