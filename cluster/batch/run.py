@@ -190,7 +190,9 @@ def _refusal(prompt: Prompt, error: ServiceError) -> Refused:
     """A refusal by the router: its first violation, in the line's own words."""
     if error.violations:
         first = error.violations[0]
-        return Refused(prompt.number, prompt.key, first.field, first.description, prompt.openai)
+        field = first.field.removeprefix("sampling.").removeprefix("chat.")
+        path = f"body.{field}" if prompt.openai else field
+        return Refused(prompt.number, prompt.key, path, first.description, prompt.openai)
     return Refused(prompt.number, prompt.key, "", error.public_message, prompt.openai)
 
 

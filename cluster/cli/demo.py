@@ -56,7 +56,7 @@ def command(prompt: str, file: Path, max_tokens: int, temperature: float) -> Non
       argosy demo "What is the capital of France? Answer in one sentence."
       argosy demo --max-tokens 40 "Write a line about the sea."
     """
-    config = _on_free_ports(load_config(file))
+    config = on_free_ports(load_config(file))
     screen = console()
     plans = preflight(config)
     checked_age = process_age()
@@ -75,7 +75,8 @@ def command(prompt: str, file: Path, max_tokens: int, temperature: float) -> Non
         click.get_current_context().exit(128 + region.stop_request.signal)
 
 
-def _on_free_ports(config: ArgosyConfig) -> ArgosyConfig:
+def on_free_ports(config: ArgosyConfig) -> ArgosyConfig:
+    """The configuration with a router and a controller that meet nobody else's."""
     router, controller = _free_ports(2)
     return config.model_copy(
         update={

@@ -36,6 +36,8 @@ def preflight(config: ArgosyConfig, *, with_router: bool = True, keep: bool = Fa
         )
     check_ports(config, with_router=with_router, with_controller=not keep)
     check_models(config)
+    if config.ray.address == "auto":
+        return []
     if config.ray.address != "local":
         _check_ray(config.ray.address, seconds=RAY_START_SECONDS if keep else 0.0)
         return []

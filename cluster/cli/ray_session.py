@@ -6,6 +6,7 @@ only this user can read), and listens on the loopback interface alone.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -16,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from cluster.cli.preflight import check_port
-from cluster.config import ArgosyConfig
+from cluster.config import ArgosyConfig, RayConfig
 from cluster.control.plan import logical_cpus
 from cluster.control.topology import Node, nodes_from_ray
 from cluster.errors import ConfigurationError
 from cluster.launch import CONTROLLER_ACTOR
+
+logger = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
 """Ray's least. No token and no weight goes through it."""
@@ -66,6 +69,7 @@ def start_ray(config: ArgosyConfig, directory: Path) -> None:
         return
     try:
         ray.init(address=config.ray.address, **quiet)
+        _end_what_was_left(config)
     except (ConnectionError, RuntimeError, ValueError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigurationError(f"ray.address: no cluster at {config.ray.address}: {line}") from None
@@ -99,12 +103,14 @@ def start_controller(config: ArgosyConfig, *, replace: bool = False) -> Any:
     """
     import ray
     from ray.exceptions import RayTaskError
+    from ray.experimental import internal_kv
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from cluster.worker.launcher import RoleActor
 
     if replace:
         _end_controller(config)
+        internal_kv._internal_kv_put(_kept_key(config), b"1", overwrite=True)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     try:
         controller = RoleActor.options(
@@ -142,6 +148,44 @@ def _end_controller(config: ArgosyConfig) -> None:
         time.sleep(0.1)
 
 
+def _end_what_was_left(config: ArgosyConfig) -> None:
+    """End the region of a command that was killed before it could do so: its actors outlive it, and hold devices.
+
+    A region that was meant to be kept, or whose command still runs, is left alone.
+    """
+    import ray
+    from ray.experimental import internal_kv
+
+    if internal_kv._internal_kv_get(_kept_key(config)) is not None:
+        return
+    try:
+        controller = ray.get_actor(CONTROLLER_NAME, namespace=config.ray.namespace)
+    except ValueError:
+        return
+    job = ray.state.actors(controller._actor_id.hex()).get("JobID")
+    if any(known["JobID"] == job and not known["IsDead"] for known in ray.state.jobs()):
+        return
+    logger.warning("ending what a command that was killed left in %r", config.ray.namespace)
+    _end_controller(config)
+    _end_replicas(config.ray)
+
+
+def _end_replicas(config: RayConfig) -> None:
+    """Kill every replica of the namespace."""
+    from cluster.control.ray_backend import RayBackend
+
+    async def end() -> None:
+        backend = RayBackend(config)
+        for found in await backend.running():
+            await backend.stop(found.replica_id, found.epoch, graceful=False)
+
+    asyncio.run(end())
+
+
+def _kept_key(config: ArgosyConfig) -> str:
+    return f"argosy/{config.ray.namespace}/kept"
+
+
 def is_alive(controller: Any) -> bool:
     """Whether the controller's process still answers."""
     import ray
@@ -165,6 +209,8 @@ def stop_controller(controller: Any, seconds: float) -> None:
         ray.get(controller.stop.remote(), timeout=seconds)
     with contextlib.suppress(RayError, ValueError):
         ray.kill(controller, no_restart=True)
+    # Replicas are detached: on a cluster that goes on, nothing else would end those that did not end in time.
+    _end_replicas(RayConfig(namespace=ray.get_runtime_context().namespace))
 
 
 def stop_ray() -> None:

@@ -48,6 +48,10 @@ class ProgressLine:
             transient=True,
         )
 
+    @property
+    def is_terminal(self) -> bool:
+        return self._console.is_terminal
+
     def report(self, what: str, share: float | None) -> None:
         """Show that `what` is under way; `share` is from 0 to 1, None if unknown. May be called from any thread."""
         if not self._console.is_terminal:
