@@ -5,7 +5,6 @@ Knows files and limits; starts nothing. Errors are `ConfigurationError`s of one 
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,6 +22,8 @@ from pydantic import (
 )
 
 from cluster.errors import ConfigurationError
+from model.quantization import Quantization
+from cluster.peers import Identity, PeerFiles, Role, is_loopback
 
 
 def default_store() -> Path:
@@ -44,17 +45,10 @@ def _check_host_port(value: str) -> str:
     return value
 
 
-def _is_loopback(address: str) -> bool:
-    host = address.rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 HostPort = Annotated[str, AfterValidator(_check_host_port)]
+
+
+REGION_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 
 
 class _Section(BaseModel):
@@ -217,7 +211,7 @@ class OidcConfig(_Section):
     def _issuer_is_safe(cls, value: str) -> str:
         scheme, _, rest = value.partition("://")
         host = rest.partition("/")[0]
-        if scheme != "https" and not (scheme == "http" and _is_loopback(host if ":" in host else f"{host}:80")):
+        if scheme != "https" and not (scheme == "http" and is_loopback(host if ":" in host else f"{host}:80")):
             raise ValueError(f"{value!r} is not an https address")
         return value
 
@@ -230,6 +224,81 @@ class IdentityConfig(_Section):
     `router.listen` is a loopback address, and otherwise the router refuses to start."""
     oidc: tuple[OidcConfig, ...] = ()
     """Providers whose access tokens are accepted beside API keys."""
+
+
+class PeersConfig(_Section):
+    """How our own processes know each other: mutual TLS between routers, controllers, engines and workers.
+
+    In each path `{role}` stands for router, controller, engine, worker or operator, so that one file describes
+    processes with certificates of their own. Files that change are taken up without a restart.
+    """
+
+    certificate: Path | None = None
+    """This process's certificate, PEM, with its chain; its DNS names hold `ROLE.argosy.internal`."""
+    key: Path | None = None
+    """Its private key."""
+    authority: Path | None = None
+    """Certificates of the authority that issues those of all processes of all regions."""
+    plain: Literal["loopback", "anywhere"] = "loopback"
+    """Where private ports may do without certificates. anywhere: whoever reaches them is believed; every port says so
+    in the log."""
+
+    @model_validator(mode="after")
+    def _files_come_together(self) -> PeersConfig:
+        files = (self.certificate, self.key, self.authority)
+        if any(files) and not all(files):
+            raise ValueError("`certificate`, `key` and `authority` need each other")
+        return self
+
+    def identity(self, role: Role) -> Identity:
+        """What a process of that role shows and asks for."""
+        files = None
+        if self.certificate and self.key and self.authority:
+            paths = (self.certificate, self.key, self.authority)
+            files = PeerFiles(*(Path(str(path).replace("{role}", role.value)).expanduser() for path in paths))
+        return Identity(role, files, plain_anywhere=self.plain == "anywhere")
+
+
+class MetricsConfig(_Section):
+    """Where Prometheus scrapes each process: host:port, null exports nothing. If a port is taken, a free one is used.
+
+    The controller lists all of them for Prometheus' HTTP service discovery under /targets. Whoever reaches a port sees
+    models, tenants and load.
+    """
+
+    controller: HostPort | None = "127.0.0.1:9464"
+    """The controller."""
+    router: HostPort | None = "127.0.0.1:9465"
+    """Each router."""
+    engines: HostPort | None = "127.0.0.1:0"
+    """Each engine, for itself and its ranks; port 0 takes a free one."""
+
+
+class TracesConfig(_Section):
+    """OpenTelemetry traces, sent over OTLP; needs `pip install argosy[traces]`."""
+
+    endpoint: str | None = None
+    """http(s)://host:port of a collector's OTLP/gRPC port. Default: nothing is traced."""
+    sample: float = Field(0.05, ge=0, le=1)
+    """Share of requests that are traced. What a caller has decided in its `traceparent` stands."""
+    step_every: int = Field(50, ge=1)
+    """Of the steps that hold a traced request, every so manieth is a span."""
+
+    @field_validator("endpoint")
+    @classmethod
+    def _endpoint_is_an_address(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError(f"{value!r} is not http(s)://host:port, such as http://127.0.0.1:4317")
+        return value
+
+
+class LogConfig(_Section):
+    """The log of every process."""
+
+    format: Literal["text", "json"] = "text"
+    """On stderr: lines to read, or one JSON object a line."""
+    files: bool = True
+    """Keep JSON lines in `REGION/logs` of the state directory as well, for `argosy logs`."""
 
 
 class ArgosyConfig(_Section):
@@ -251,6 +320,15 @@ class ArgosyConfig(_Section):
     """Usage, tenants and keys."""
     identity: IdentityConfig = IdentityConfig()
     """Credentials."""
+    peers: PeersConfig = PeersConfig()
+    """Mutual TLS between our own processes."""
+
+    metrics: MetricsConfig = MetricsConfig()
+    """Ports that Prometheus scrapes."""
+    traces: TracesConfig = TracesConfig()
+    """OpenTelemetry traces."""
+    log: LogConfig = LogConfig()
+    """Logs."""
 
     @property
     def serves_anonymous(self) -> bool:
@@ -264,7 +342,7 @@ class ArgosyConfig(_Section):
             raise ConfigurationError("identity.mode: `required` needs tenants, and ledger.store: memory has none")
         if mode != "auto":
             return mode == "anonymous"
-        if not _is_loopback(self.router.listen):
+        if not is_loopback(self.router.listen):
             raise ConfigurationError(
                 f"identity.mode: router.listen {self.router.listen} can be reached by others; set `required`, "
                 "or `anonymous` to serve whoever comes"

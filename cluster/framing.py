@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from typing import Final
+from typing import Final, Protocol
 
 HANDSHAKE_FRAME_BYTES: Final = 1024
 """Largest frame from a peer that has not proved itself yet."""
@@ -64,10 +64,17 @@ async def read_frame(reader: asyncio.StreamReader, limit: int = MAX_FRAME_BYTES)
         raise FrameError("peer ended inside a frame") from None
 
 
+class Pipe(Protocol):
+    """What a blocking peer reads from and writes to: a connected socket, or one with a cipher around it."""
+
+    def recv(self, size: int, /) -> bytes: ...
+    def sendall(self, data: bytes, /) -> None: ...
+
+
 class FrameReader:
     """Blocking reads of frames from a connected socket, many small ones with one system call."""
 
-    def __init__(self, connection: socket.socket, limit: int = MAX_FRAME_BYTES) -> None:
+    def __init__(self, connection: Pipe, limit: int = MAX_FRAME_BYTES) -> None:
         self._connection = connection
         self._limit = limit
         self._buffer = bytearray()

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cluster.config import EngineConfig
+from cluster.config import EngineConfig, LogConfig, MetricsConfig, PeersConfig, TracesConfig
 from cluster.ids import Epoch, ModelName, RegionId, ReplicaId
 from model.parallel.dims import ParallelDims, RankCoordinates
 
@@ -43,6 +43,11 @@ class ReplicaSpec:
     engine: EngineConfig
     secret: bytes
     """32 random bytes of this epoch: proves membership on the step channel."""
+    peers: PeersConfig = field(default_factory=PeersConfig)
+    """Certificates of engine and workers."""
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    traces: TracesConfig = field(default_factory=TracesConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ SUBCOMMANDS = {
     "tenants": "Show and set tenants: who may use the service, and how much.",
     "keys": "Make, show, rotate and revoke API keys.",
     "usage": "Show what was used: tokens by tenant and model, or one request.",
+    "certificates": "Make certificates for mutual TLS between Argosy's own processes.",
     "router": "Run one more router for a region that is up.",
     "plan": "Say how a model would run on devices that are not there.",
     "simulate": "Replay a published trace on a simulated fleet of three regions; young, see docs/scheduling.md.",

@@ -26,7 +26,8 @@ from cluster.cli.tables import plan_table
 from cluster.config import ArgosyConfig
 from cluster.control.plan import ReplicaPlan, plan_region, settled
 from cluster.errors import ConfigurationError
-from cluster.rpc import channel
+from cluster.peers import Role
+from cluster.rpc import channel, private_channel
 
 GRACE_SECONDS = 3.0
 """For processes to leave in order once nothing runs on them."""
@@ -118,7 +119,10 @@ class Region:
         self._check_router()
         if not local and self._with_router:
             # Only now are the nodes known, and with them what the router must know.
-            self.settle(plan_region(self.config, ray_session.joined_nodes()), console)
+            nodes = ray_session.joined_nodes()
+            for node in nodes:
+                self.config.peers.identity(Role.ENGINE).check_exposure(f"{node.host}:0", "peers")
+            self.settle(plan_region(self.config, nodes), console)
             self._start_router()
         with self._timed("controller"), console.status("Starting the controller"):
             self._controller = ray_session.start_controller(self.config, replace=self._keep)
@@ -185,11 +189,15 @@ class Region:
 
     async def _ask_status(self) -> control_pb2.GetStatusResponse | None:
         if self._status_channel is None:
-            self._status_channel = channel(self.config.controller.listen)
+            identity = self.config.peers.identity(Role.OPERATOR)
+            self._status_channel = private_channel(self.config.controller.listen, identity, to=Role.CONTROLLER)
         stub = control_pb2_grpc.ControlServiceStub(self._status_channel)  # type: ignore[no-untyped-call]
         try:
             response: control_pb2.GetStatusResponse = await stub.GetStatus(control_pb2.GetStatusRequest(), timeout=2)
         except grpc.aio.AioRpcError:
+            # The next question opens a channel with the certificates of then.
+            await self._status_channel.close()
+            self._status_channel = None
             return None
         return response
 

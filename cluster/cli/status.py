@@ -13,7 +13,8 @@ from argosy.internal.v1 import control_pb2, control_pb2_grpc
 from cluster.cli.tables import status_view
 from cluster.cli.terminal import console
 from cluster.config import load_config
-from cluster.rpc import channel
+from cluster.peers import Identity, Role
+from cluster.rpc import private_channel
 
 DEFAULT_CONTROLLER = "127.0.0.1:50052"
 
@@ -33,8 +34,10 @@ def command(file: Path | None, address: str | None, as_json: bool) -> None:
       argosy status -f examples/argosy.yaml
       argosy status --json | jq '.replicas[].state'
     """
-    where = address or (load_config(file).controller.listen if file else DEFAULT_CONTROLLER)
-    status = asyncio.run(_ask(where))
+    config = load_config(file) if file else None
+    where = address or (config.controller.listen if config else DEFAULT_CONTROLLER)
+    identity = config.peers.identity(Role.OPERATOR) if config else Identity(Role.OPERATOR)
+    status = asyncio.run(_ask(where, identity))
     if as_json:
         from google.protobuf.json_format import MessageToDict
 
@@ -46,8 +49,8 @@ def command(file: Path | None, address: str | None, as_json: bool) -> None:
         click.get_current_context().exit(2)
 
 
-async def _ask(address: str) -> control_pb2.GetStatusResponse:
-    async with channel(address) as controller:
+async def _ask(address: str, identity: Identity) -> control_pb2.GetStatusResponse:
+    async with private_channel(address, identity, to=Role.CONTROLLER) as controller:
         stub = control_pb2_grpc.ControlServiceStub(controller)  # type: ignore[no-untyped-call]
         try:
             status: control_pb2.GetStatusResponse = await stub.GetStatus(control_pb2.GetStatusRequest(), timeout=5)

@@ -13,7 +13,8 @@ from cluster.control.controller import Controller
 from cluster.control.ray_backend import RayBackend
 from cluster.control.service import Control, Directory, RegionView
 from cluster.logs import configure_logging
-from cluster.rpc import listen, server
+from cluster.peers import Role
+from cluster.rpc import private_listen, private_server
 
 
 class ControllerActor:
@@ -37,10 +38,11 @@ class ControllerActor:
         """
         configure_logging(region=self._config.region)
         self._controller = Controller(self._config, RayBackend(self._config.ray), SystemClock(), self._view)
-        self._server = server()
+        identity = self._config.peers.identity(Role.CONTROLLER)
+        self._server = private_server(identity)
         control_pb2_grpc.add_DirectoryServiceServicer_to_server(Directory(self._view), self._server)  # type: ignore[no-untyped-call]
         control_pb2_grpc.add_ControlServiceServicer_to_server(Control(self._view, self.stop), self._server)  # type: ignore[no-untyped-call]
-        address = listen(self._server, self._config.controller.listen, "controller.listen")
+        address = private_listen(self._server, self._config.controller.listen, "controller.listen", identity)
         await self._controller.adopt()
         await self._server.start()
         self._loop_task = asyncio.create_task(self._controller.run())

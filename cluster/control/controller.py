@@ -45,6 +45,7 @@ class Controller:
             ConfigurationError: a checkpoint cannot be read.
         """
         self._region = RegionId(config.region)
+        self._peers = config.peers
         self._backend = backend
         self._clock = clock
         self._view = view
@@ -116,7 +117,7 @@ class Controller:
             plan = plan_replica(self._wanted[replica_id], await self._backend.inventory(), self._num_ranks)
             self._plans[replica_id] = plan
             self._wanted[replica_id] = _settled(self._wanted[replica_id], plan)
-            await self._backend.start(plan, plan.spec(self._region, epoch, secrets.token_bytes(32)))
+            await self._backend.start(plan, plan.spec(self._region, epoch, secrets.token_bytes(32), self._peers))
         except UnplaceableError as error:
             self._observe(replica_id, epoch, Health.UNPLACED, str(error))
         except (BackendError, ConfigurationError) as error:

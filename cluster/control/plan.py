@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.config import ArgosyConfig, ModelSection
+from cluster.config import ArgosyConfig, ModelSection, PeersConfig
 from cluster.control.placement import Placement, UnplaceableError, place, take
 from cluster.control.topology import Node
 from cluster.errors import ConfigurationError
@@ -68,7 +68,7 @@ class ReplicaPlan:
         """Tokens whose keys and values fit, all sequences together."""
         return self.num_blocks * self.section.engine.block_size
 
-    def spec(self, region: RegionId, epoch: Epoch, secret: bytes) -> ReplicaSpec:
+    def spec(self, region: RegionId, epoch: Epoch, secret: bytes, peers: PeersConfig) -> ReplicaSpec:
         return ReplicaSpec(
             region=region,
             replica_id=self.replica_id,
@@ -84,6 +84,7 @@ class ReplicaPlan:
             threads_per_rank=self.threads_per_rank,
             engine=self.section.engine,
             secret=secret,
+            peers=peers,
         )
 
 

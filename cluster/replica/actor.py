@@ -12,6 +12,7 @@ from argosy.internal.v1 import control_pb2, replica_pb2_grpc
 from cluster import rpc
 from cluster.clock import Clock, SystemClock
 from cluster.launch import EngineAddresses, EngineSpec
+from cluster.peers import Role
 from cluster.replica.constraints import Constraints
 from cluster.replica.engine import Engine
 from cluster.replica.executor import Executor
@@ -43,7 +44,12 @@ class EngineActor:
         self._spec = spec
         clock = clock or SystemClock()
         model = ModelConfig.from_checkpoint(replica.directory)
-        self._executor = Executor(replica, partition(model, replica.dims), clock)
+        self._identity = replica.peers.identity(Role.ENGINE)
+        shards = partition(model, replica.dims)
+        self._executor = Executor(replica, shards, clock)
+        self._metrics = EngineMetrics(replica.model, replica.replica_id)
+        self._figures = Figures(model, shards, replica.dtype, self._metrics)
+        self._prefixes = PrefixLog()
         self._grammars = Grammars(replica.directory, model.vocab_size, model.eos_token_ids)
         self._constraints = Constraints(self._grammars)
         self._engine = Engine(
@@ -62,10 +68,10 @@ class EngineActor:
         """Listen for workers and routers; the epoch begins when every rank is ready."""
         replica = self._spec.replica
         step_channel = await self._executor.start(self._spec.host, self._engine)
-        self._server = rpc.server()
+        self._server = rpc.private_server(self._identity)
         servicer = ReplicaService(self._engine, replica)
         replica_pb2_grpc.add_ReplicaServiceServicer_to_server(servicer, self._server)  # type: ignore[no-untyped-call]
-        service = rpc.listen(self._server, f"{self._spec.host}:0", key="engine")
+        service = rpc.private_listen(self._server, f"{self._spec.host}:0", "peers", self._identity)
         await self._server.start()
         self._loop = asyncio.create_task(self._engine.run())
         self._grammars.warm_up()

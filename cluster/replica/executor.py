@@ -19,14 +19,12 @@ from argosy.internal.v1 import control_pb2, step_pb2
 from cluster.clock import Clock
 from cluster.framing import HANDSHAKE_FRAME_BYTES, FrameError, encode_frame, prepare_socket, read_frame
 from cluster.launch import ReplicaSpec
+from cluster.peers import Role
 from cluster.protocol import HEARTBEAT_SECONDS
 from cluster.replica.health import ObservedClock, RankHealth
+from cluster.replica.listener import HANDSHAKE_SECONDS, Listener, Stranger
 from model.parallel.dims import RankCoordinates
 from model.parallel.partition import RankShard
-
-HANDSHAKE_SECONDS = 5.0
-MAX_STRANGERS = 64
-"""Connections that have not proved themselves yet; more are closed unread."""
 
 logger = logging.getLogger(__name__)
 
@@ -70,21 +68,23 @@ class Executor:
         self._observed = ObservedClock(clock.monotonic())
         self._ranks: dict[RankCoordinates, _Rank] = {}
         self._watcher: asyncio.Task[None] | None = None
-        self._num_strangers = 0
         self._rendezvous: bytes | None = None
         self._predicted_seconds = 0.0
         self._ready = False
         self._over = False
         self._sink: EpochSink | None = None
-        self._server: asyncio.Server | None = None
+        self._listener = Listener(replica.peers.identity(Role.ENGINE), self._welcome)
 
     async def start(self, host: str, sink: EpochSink) -> str:
-        """Listen on a free port of `host`; its host:port."""
+        """Listen on a free port of `host`; its host:port.
+
+        Raises:
+            ConfigurationError: it must not or cannot listen there, or its certificates cannot be used.
+        """
         self._sink = sink
-        self._server = await asyncio.start_server(self._welcome, host, 0)
+        address = await self._listener.start(host)
         self._watcher = asyncio.create_task(self._watch())
-        port = self._server.sockets[0].getsockname()[1]
-        return f"{host}:{port}"
+        return address
 
     def send_step(self, step: int, message: bytes, predicted_seconds: float) -> None:
         """Send a serialized `EngineMessage` to every rank. `predicted_seconds`: the longest step now in flight."""
@@ -123,8 +123,7 @@ class Executor:
     def close(self) -> None:
         """Hang up on every rank: those that still run exit by themselves."""
         self._over = True
-        if self._server:
-            self._server.close()
+        self._listener.close()
         for rank in self._ranks.values():
             rank.writer.transport.abort()
         if self._watcher:
@@ -165,27 +164,19 @@ class Executor:
             if complaints:
                 self._lose(complaints)
 
-    async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _welcome(self, stranger: Stranger) -> None:
         """One connection from its first byte to its last."""
-        if self._over or self._num_strangers >= MAX_STRANGERS:
-            writer.transport.abort()
-            return
-        self._num_strangers += 1
-        try:
-            hello = await self._handshake(reader, writer)
-        finally:
-            self._num_strangers -= 1
+        hello = await self._handshake(stranger.reader, stranger.writer)
         if hello is None:
-            writer.transport.abort()
             return
+        stranger.admitted()
         coordinates = RankCoordinates(hello.stage, hello.tensor_rank)
-        rank = self._join(coordinates, hello, writer)
+        rank = self._join(coordinates, hello, stranger.writer)
         try:
-            reason = await self._listen(coordinates, rank, reader)
+            reason = await self._listen(coordinates, rank, stranger.reader)
         except (FrameError, DecodeError, OSError) as error:
             reason = str(error) or type(error).__name__
         rank.left.set()
-        writer.transport.abort()
         self._lose({coordinates: f"connection lost: {reason}"})
 
     async def _handshake(
@@ -276,6 +267,7 @@ class Executor:
         status.step = rank.health.finished_step
         status.loaded_bytes, status.total_bytes = report.loaded_bytes, report.total_bytes
         status.phase_seconds.update(report.phase_seconds)
+        status.figures.CopyFrom(report.figures)
         return status
 
 

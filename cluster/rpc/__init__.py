@@ -9,6 +9,7 @@ import os
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 from cluster.rpc.guard import CallGuard, call_deadline, time_left
+from cluster.rpc.private import private_channel, private_listen, private_server
 from cluster.rpc.status import abort, service_error_from_status, to_service_error, to_status
 from cluster.rpc.tls import TlsFiles, channel_credentials, server_credentials
 from cluster.rpc.transport import Link, channel, listen, server
@@ -22,6 +23,9 @@ __all__ = [
     "channel",
     "channel_credentials",
     "listen",
+    "private_channel",
+    "private_listen",
+    "private_server",
     "server",
     "server_credentials",
     "service_error_from_status",

@@ -11,7 +11,7 @@ import grpc.aio
 from cluster.errors import ConfigurationError
 from cluster.rpc.guard import CallGuard
 
-Options = list[tuple[str, int]]
+Options = list[tuple[str, int | str]]
 
 INTERNAL_MESSAGE_BYTES = 64 * 1024 * 1024
 """A step report of thousands of streams with log probabilities stays below this."""
@@ -54,6 +54,7 @@ def channel(
     max_receive: int = INTERNAL_MESSAGE_BYTES,
     max_send: int = INTERNAL_MESSAGE_BYTES,
     credentials: grpc.ChannelCredentials | None = None,
+    server_name: str | None = None,
 ) -> grpc.aio.Channel:
     """A channel to `address` (host:port); it connects on first use and reconnects by itself.
 
@@ -62,6 +63,7 @@ def channel(
         max_receive: largest message accepted, in bytes.
         max_send: largest message sent, in bytes.
         credentials: of TLS (`cluster.rpc.tls`); None does not encrypt.
+        server_name: what the server's certificate must be issued for; default: the host in `address`.
     """
     reconnect: Options = [
         ("grpc.initial_reconnect_backoff_ms", 100),
@@ -72,6 +74,8 @@ def channel(
         ("grpc.enable_retries", 0),
     ]
     options = _keepalive(link) + _sizes(max_receive, max_send) + reconnect
+    if server_name is not None:
+        options.append(("grpc.ssl_target_name_override", server_name))
     if credentials is not None:
         return grpc.aio.secure_channel(address, credentials, options=options)
     return grpc.aio.insecure_channel(address, options=options)

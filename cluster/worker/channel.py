@@ -10,8 +10,10 @@ import threading
 from collections.abc import Callable
 
 from argosy.internal.v1 import step_pb2
-from cluster.framing import FrameReader, encode_frame, prepare_socket
+from cluster.framing import FrameReader, Pipe, encode_frame, prepare_socket
 from cluster.launch import WorkerSpec
+from cluster.peers import Role
+from cluster.tls_socket import TlsSocket
 
 CONNECT_SECONDS = 10.0
 
@@ -19,7 +21,7 @@ CONNECT_SECONDS = 10.0
 class EngineChannel:
     """One connection to the engine. Any thread may send; one thread of its own reads."""
 
-    def __init__(self, connection: socket.socket, on_lost: Callable[[str], None]) -> None:
+    def __init__(self, connection: Pipe, on_lost: Callable[[str], None]) -> None:
         """`on_lost(reason)` is called once, on the reading thread, when the engine is gone or says stop."""
         self._connection = connection
         self._on_lost = on_lost
@@ -34,13 +36,9 @@ class EngineChannel:
         """Connect, say hello and start reading.
 
         Raises:
-            OSError: the engine cannot be reached.
+            OSError: the engine cannot be reached, or does not prove that it is one.
         """
-        host, _, port = spec.step_channel.rpartition(":")
-        connection = socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS)
-        connection.settimeout(None)
-        prepare_socket(connection)
-        channel = cls(connection, on_lost)
+        channel = cls(_connect(spec), on_lost)
         channel._send(
             step_pb2.WorkerMessage(
                 hello=step_pb2.WorkerHello(
@@ -119,3 +117,13 @@ class EngineChannel:
                 case _:
                     pass  # of another epoch, or from a newer engine
         return "the engine closed the connection"
+
+
+def _connect(spec: WorkerSpec) -> Pipe:
+    host, _, port = spec.step_channel.rpartition(":")
+    connection = socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS)
+    prepare_socket(connection)
+    context = spec.replica.peers.identity(Role.WORKER).client_context()
+    pipe = TlsSocket(connection, context, Role.ENGINE.dns_name) if context else connection
+    connection.settimeout(None)
+    return pipe

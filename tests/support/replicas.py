@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from argosy.internal.v1 import control_pb2
-from cluster.config import EngineConfig
+from cluster.config import EngineConfig, PeersConfig
 from cluster.ids import Epoch, ModelName, RegionId, ReplicaId
 from cluster.launch import CollectivesKind, EngineAddresses, EngineSpec, ReplicaSpec, WorkerSpec
 from cluster.replica.actor import EngineActor
@@ -54,6 +54,8 @@ def replica_spec(
     context_length: int = 512,
     collectives: CollectivesKind = "shared_memory",
     threads_per_rank: int = 1,
+    quantization: Quantization = "none",
+    peers: PeersConfig | None = None,
     **engine: object,
 ) -> ReplicaSpec:
     return ReplicaSpec(
@@ -71,6 +73,7 @@ def replica_spec(
         threads_per_rank=threads_per_rank,
         engine=EngineConfig.model_validate(engine),
         secret=secrets.token_bytes(32),
+        peers=peers or PeersConfig(),
     )
 
 
@@ -120,6 +123,7 @@ def start_worker(
             "threads_per_rank": spec.threads_per_rank,
             "engine": spec.engine.model_dump(mode="json"),
             "secret": spec.secret.hex(),
+            "peers": spec.peers.model_dump(mode="json"),
         },
         "stage": coordinates.stage,
         "tp_rank": coordinates.tp_rank,
@@ -140,6 +144,8 @@ def worker_spec(fields: dict) -> WorkerSpec:
         context_length=replica["context_length"],
         collectives=replica["collectives"],
         threads_per_rank=replica["threads_per_rank"],
+        quantization=replica["quantization"],
+        peers=PeersConfig.model_validate(replica["peers"]),
         **replica["engine"],
     )
     changes = {"epoch": Epoch(replica["epoch"]), "secret": bytes.fromhex(replica["secret"])}
