@@ -139,6 +139,9 @@ class RouterConfig(_Section):
     """How long a delta after the first may be held back for others to join it: less CPU a token, later tokens."""
     drain_seconds: float = Field(30, ge=0)
     """How long running streams may take to finish after SIGTERM; then they are told to go elsewhere."""
+    resume_key: Path | None = None
+    """File with the secret that resume tokens are signed with, made at first use: routers with the same one go on with
+    each other's streams. Default: one derived from the secret beside the ledger, which routers that share it share."""
 
 
 class ControllerConfig(_Section):

@@ -45,6 +45,8 @@ class Reason(enum.Enum):
     RESERVATION_LOST = (Code.UNAVAILABLE, True, "the reservation of this request has lapsed")
     OVERLOADED = (Code.RESOURCE_EXHAUSTED, True, "no room for this request now")
     NO_REPLICA = (Code.UNAVAILABLE, True, "no replica of this model can take requests now")
+    RESUME_REFUSED = (Code.FAILED_PRECONDITION, False, "this answer cannot be resumed; ask again")
+    RESUMED_ELSEWHERE = (Code.FAILED_PRECONDITION, False, "the client went on with this request at another router")
     QUARANTINED = (Code.FAILED_PRECONDITION, False, "replicas were lost in the first steps of this request, twice")
     REPLICA_LOST = (Code.UNAVAILABLE, True, "the replica was lost and no other could continue in time")
     UNREACHABLE = (Code.UNAVAILABLE, True, "the server cannot be reached")

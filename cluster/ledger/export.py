@@ -44,7 +44,8 @@ _FIELDS = (
     "attempts",
 )
 _SELECT = f"""SELECT requests.request_id, opened_at, settled_at, {", ".join(_FIELDS)} FROM outbox
-    JOIN requests ON requests.request_id = outbox.request_id LIMIT {BATCH}"""  # noqa: S608 (no outside text)
+    JOIN requests ON requests.request_id = outbox.request_id
+    WHERE due_at <= ? AND ending IS NOT NULL LIMIT {BATCH}"""  # noqa: S608 (no outside text)
 
 Event = dict[str, Any]
 Sink = Callable[[Sequence[Event]], None]
@@ -102,7 +103,7 @@ async def export_batch(ledger: StoredLedger, sink: Sink) -> int:
         OSError: the receiver did not take them; they stay.
         ServiceError: the store is gone.
     """
-    rows = await ledger.change(lambda database: database.query(_SELECT))
+    rows = await ledger.change(lambda database: database.query(_SELECT, (ledger.clock.wall(),)))
     if rows:
         await asyncio.to_thread(sink, [_event(row) for row in rows])
         await ledger.change(lambda database: _forget(database, [row[0] for row in rows]))

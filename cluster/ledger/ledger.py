@@ -21,6 +21,7 @@ from cluster.ledger.group_commit import GroupCommit
 from cluster.ledger.journal import Journal, read_journal
 from cluster.ledger.operations import Mark, Open, Settle, rate_headers, settle_rows_of
 from cluster.ledger.records import Allowance, Ending, Reservation, Settlement
+from cluster.ledger.resumption import Resumed, resume
 from cluster.ledger.schema import create_tables
 from cluster.ledger.windows import Windows
 
@@ -96,7 +97,29 @@ class StoredLedger:
             # It may have been written already, and nobody else knows of it.
             submitted.add_done_callback(lambda done: self._give_back(done, reservation))
             raise
-        return StoredRow(self, reservation, allowances)
+        return StoredRow(self, Resumed(reservation, 0, allowances=allowances))
+
+    async def resume(self, reservation: Reservation, received: int, generation: int) -> StoredRow:
+        """Take over, or open again, the entry of a request that its client goes on with here.
+
+        Args:
+            reservation: as it was when the request was opened.
+            received: tokens that the client has.
+            generation: that the client last heard of.
+
+        Raises:
+            ServiceError: it cannot go on, a hard limit leaves no room for the rest, or the store is gone.
+        """
+        holder, now = self.options.holder, self.clock.wall()
+        submitted = asyncio.ensure_future(
+            self.change(lambda database: resume(database, reservation, holder, received, generation, now))
+        )
+        try:
+            taken = await asyncio.shield(submitted)
+        except asyncio.CancelledError:
+            submitted.add_done_callback(self._settle_unread)
+            raise
+        return StoredRow(self, taken)
 
     def submit(self, operation: Mark | Settle) -> asyncio.Future[object]:
         """Do it in the next commit; the future is done once it is on disk."""
@@ -113,6 +136,16 @@ class StoredLedger:
     @property
     def num_commits(self) -> int:
         return self._commit.num_commits
+
+    @property
+    def num_waiting(self) -> int:
+        """Changes that wait for the disk."""
+        return self._commit.num_waiting
+
+    @property
+    def lag_seconds(self) -> float:
+        """How long the commit that runs has been running; 0 if none does."""
+        return self._commit.lag_seconds
 
     @property
     def _commit(self) -> GroupCommit:
@@ -132,6 +165,15 @@ class StoredLedger:
         nothing = Settlement(Ending.CANCELLED, 0, 0, 0, 0)
         with contextlib.suppress(ServiceError):
             self._commit.submit(Settle(reservation.request_id, nothing, self.clock.wall()))
+
+    def _settle_unread(self, done: asyncio.Future[Resumed]) -> None:
+        """The client went away while its request was taken over: it keeps what it has."""
+        if done.cancelled() or done.exception() is not None:
+            return
+        taken = done.result()
+        used = taken.bill(Settlement(Ending.CANCELLED, 0, 0, taken.received, 0))
+        with contextlib.suppress(ServiceError):
+            self._commit.submit(Settle(taken.reservation.request_id, used, self.clock.wall(), taken.generation))
 
     async def _keep_house_always(self) -> None:
         while True:
@@ -174,15 +216,24 @@ class StoredLedger:
 class StoredRow:
     """One request's entry."""
 
-    __slots__ = ("_accepted", "_ledger", "_mark", "_marked_at", "_reservation", "allowances")
+    __slots__ = ("_accepted", "_entry", "_ledger", "_mark", "_marked_at")
 
-    def __init__(self, ledger: StoredLedger, reservation: Reservation, allowances: tuple[Allowance, ...]) -> None:
-        self.allowances = allowances
+    def __init__(self, ledger: StoredLedger, entry: Resumed) -> None:
         self._ledger = ledger
-        self._reservation = reservation
-        self._accepted = 0
-        self._mark = 0
-        self._marked_at = (0, ledger.clock.monotonic())
+        self._entry = entry
+        self._accepted = entry.received
+        self._mark = entry.received if entry.elsewhere else entry.marked
+        self._marked_at = (self._accepted, ledger.clock.monotonic())
+
+    @property
+    def generation(self) -> int:
+        """How often the request was resumed."""
+        return self._entry.generation
+
+    @property
+    def allowances(self) -> tuple[Allowance, ...]:
+        """What the tenant's limits leave."""
+        return self._entry.allowances
 
     @property
     def headers(self) -> dict[str, str]:
@@ -198,7 +249,8 @@ class StoredRow:
         self._accepted += tokens
         if self._accepted <= self._mark:
             return None
-        most = self._reservation.max_completion_tokens
+        entry = self._entry
+        most = entry.reservation.max_completion_tokens
         if self._accepted > most:
             raise ServiceError(Reason.QUOTA_EXCEEDED)
         options, now = self._ledger.options, self._ledger.clock.monotonic()
@@ -206,8 +258,12 @@ class StoredRow:
         pace = (self._accepted - accepted_then) / max(now - then, 1e-3)
         ahead = min(int(pace * options.ahead_seconds), options.ahead_tokens)
         self._mark, self._marked_at = min(self._accepted + ahead, most), (self._accepted, now)
-        return self._ledger.submit(Mark(self._reservation.request_id, self._mark))
+        here = self._mark - entry.received if entry.elsewhere else self._mark
+        return self._ledger.submit(Mark(entry.reservation.request_id, here, entry.generation))
 
     async def settle(self, settlement: Settlement) -> None:
         """Close the entry and give back what was reserved and not used; returns once that is on disk."""
-        await self._ledger.submit(Settle(self._reservation.request_id, settlement, self._ledger.clock.wall()))
+        entry = self._entry
+        used = entry.bill(settlement) if entry.generation else settlement
+        now = self._ledger.clock.wall()
+        await self._ledger.submit(Settle(entry.reservation.request_id, used, now, entry.generation))

@@ -18,10 +18,11 @@ from cluster.ledger.windows import Windows
 
 _INSERT = """INSERT INTO requests
     (request_id, tenant, subject, model, region, holder, idempotency_key, opened_at, prompt_tokens, reserved_tokens,
-     charges) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
+     charges, resumable_until, generation) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
 _SETTLE = """UPDATE requests SET ending = ?, settled_at = ?, prompt_tokens = ?, cached_prompt_tokens = ?,
-    completion_tokens = ?, attempts = ? WHERE request_id = ? AND ending IS NULL
-    RETURNING tenant, reserved_tokens, charges"""
+    completion_tokens = ?, attempts = ? WHERE request_id = ? AND generation = ? AND ending IS NULL
+    RETURNING tenant, reserved_tokens, charges, resumable_until"""
+_MARK = "UPDATE requests SET marked_tokens = ? WHERE request_id = ? AND generation = ? AND ending IS NULL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class Open:
     reservation: Reservation
     holder: str
     now: float
+    generation: int = 0
+    """Above 0, the request was begun where this ledger does not see."""
 
     def apply(self, windows: Windows) -> tuple[Allowance, ...]:
         """
@@ -43,7 +46,7 @@ class Open:
         ask = self.reservation
         if ask.idempotency_key is not None:
             self._refuse_duplicate(windows.database)
-        allowances = tuple(self._check(windows, window, limit) for window, limit in ask.limits)
+        allowances = tuple(check_limit(windows, ask, window, limit, self.now) for window, limit in ask.limits)
         self._enter(windows, ask.idempotency_key)
         return allowances
 
@@ -57,7 +60,8 @@ class Open:
         ask = self.reservation
         charges = {window.value: window.bucket(self.now) for window, _ in ask.limits}
         values = (ask.request_id, ask.tenant, ask.subject, ask.model, ask.region, self.holder, key, self.now)
-        is_new = windows.database.execute(_INSERT, (*values, ask.prompt_tokens, ask.tokens, json.dumps(charges)))
+        more = (ask.prompt_tokens, ask.tokens, json.dumps(charges), ask.resumable_until, self.generation)
+        is_new = windows.database.execute(_INSERT, (*values, *more))
         if is_new:
             for kind, bucket in charges.items():
                 windows.add((ask.tenant, kind, bucket), ask.cost(Window(kind)))
@@ -69,20 +73,28 @@ class Open:
         if rows := database.query(statement, (ask.tenant, ask.idempotency_key)):
             raise ServiceError(Reason.DUPLICATE, metadata={"request_id": str(rows[0][0])})
 
-    def _check(self, windows: Windows, window: Window, limit: int) -> Allowance:
-        ask = self.reservation
-        used = windows.used((ask.tenant, window.value, window.bucket(self.now)))
-        after = used + ask.cost(window)
-        reset = window.seconds_left(self.now)
-        if after > limit and ask.limits.hard:
-            text = f"{window.value}: {used} of {limit} used or reserved, the request may need {ask.cost(window)}"
-            raise ServiceError(
-                Reason.QUOTA_EXCEEDED,
-                quotas=(QuotaViolation(f"tenant:{ask.tenant}", text),),
-                retry_after=reset,
-                trailers=rate_headers((Allowance(window, limit, max(0, limit - used), reset),)),
-            )
-        return Allowance(window, limit, max(0, limit - after), reset)
+
+def check_limit(
+    windows: Windows, ask: Reservation, window: Window, limit: int, now: float, cost: int | None = None
+) -> Allowance:
+    """What a limit leaves after a charge of `cost`, by default the reservation's.
+
+    Raises:
+        ServiceError: it is a hard limit and leaves no room.
+    """
+    cost = ask.cost(window) if cost is None else cost
+    used = windows.used((ask.tenant, window.value, window.bucket(now)))
+    after = used + cost
+    reset = window.seconds_left(now)
+    if after > limit and ask.limits.hard:
+        text = f"{window.value}: {used} of {limit} used or reserved, the request may need {cost}"
+        raise ServiceError(
+            Reason.QUOTA_EXCEEDED,
+            quotas=(QuotaViolation(f"tenant:{ask.tenant}", text),),
+            retry_after=reset,
+            trailers=rate_headers((Allowance(window, limit, max(0, limit - used), reset),)),
+        )
+    return Allowance(window, limit, max(0, limit - after), reset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,48 +103,56 @@ class Mark:
 
     request_id: RequestId
     tokens: int
+    generation: int = 0
 
     def apply(self, windows: Windows) -> None:
         """
         Raises:
-            ServiceError: somebody else took this router for dead and settled the row.
+            ServiceError: somebody else took this router for dead and settled the row, or goes on with the request.
         """
-        statement = "UPDATE requests SET marked_tokens = ? WHERE request_id = ? AND ending IS NULL"
-        if not windows.database.execute(statement, (self.tokens, self.request_id)):
+        if not windows.database.execute(_MARK, (self.tokens, self.request_id, self.generation)):
             raise ServiceError(Reason.RESERVATION_LOST)
 
     def replay(self, windows: Windows) -> None:
-        """As `apply`; a row settled in between stays as it is."""
-        statement = "UPDATE requests SET marked_tokens = ? WHERE request_id = ? AND ending IS NULL"
-        windows.database.execute(statement, (self.tokens, self.request_id))
+        """As `apply`; a row settled or resumed in between stays as it is."""
+        windows.database.execute(_MARK, (self.tokens, self.request_id, self.generation))
 
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """Close the row, give back what was reserved and not used, queue the event. A settled row stays as it is."""
+    """Close the row, give back what was reserved and not used, queue the event. A row that is settled, or was resumed
+    since, stays as it is."""
 
     request_id: RequestId
     settlement: Settlement
     now: float
+    generation: int = 0
 
     def apply(self, windows: Windows) -> bool:
         """Returns: False if the row had been settled before."""
         used = self.settlement
         values = (used.ending.value, self.now, used.prompt_tokens, used.cached_prompt_tokens)
-        rows = windows.database.query(_SETTLE, (*values, used.completion_tokens, used.attempts, self.request_id))
+        more = (used.completion_tokens, used.attempts, self.request_id, self.generation)
+        rows = windows.database.query(_SETTLE, (*values, *more))
         if not rows:
             return False
-        tenant, reserved, charges = rows[0]
+        tenant, reserved, charges, resumable_until = rows[0]
         for kind, bucket in json.loads(charges).items():
-            window = Window(kind)
-            back = reserved - used.tokens if window.counts_tokens else int(window is Window.CONCURRENT_STREAMS)
-            if back:
+            if back := unused(Window(kind), reserved, used.tokens):
                 windows.add((tenant, kind, bucket), -back)
-        windows.database.execute("INSERT INTO outbox (request_id) VALUES (?)", (self.request_id,))
+        due_at = 0.0 if used.ending is Ending.COMPLETE else resumable_until
+        windows.database.execute(
+            "INSERT INTO outbox (request_id, due_at) VALUES (?, ?) ON CONFLICT DO NOTHING", (self.request_id, due_at)
+        )
         return True
 
     def replay(self, windows: Windows) -> None:
         self.apply(windows)
+
+
+def unused(window: Window, reserved: int, used: int) -> int:
+    """What a settled request gives back to a window: the tokens it did not use, and its place among the streams."""
+    return reserved - used if window.counts_tokens else int(window is Window.CONCURRENT_STREAMS)
 
 
 Operation = Open | Mark | Settle
@@ -143,11 +163,12 @@ def settle_rows_of(windows: Windows, holder: str, now: float) -> int:
 
     A prompt counts if at least one token was marked: before that the request cost its client nothing.
     """
-    statement = "SELECT request_id, prompt_tokens, marked_tokens FROM requests WHERE holder = ? AND ending IS NULL"
+    statement = """SELECT request_id, prompt_tokens, marked_tokens, attempts, generation FROM requests
+        WHERE holder = ? AND ending IS NULL"""
     rows = windows.database.query(statement, (holder,))
-    for request_id, prompt_tokens, marked in rows:
-        settlement = Settlement(Ending.CRASHED, prompt_tokens if marked else 0, 0, marked)
-        Settle(RequestId(request_id), settlement, now).apply(windows)
+    for request_id, prompt_tokens, marked, attempts, generation in rows:
+        settlement = Settlement(Ending.CRASHED, prompt_tokens if marked else 0, 0, marked, attempts + 1)
+        Settle(RequestId(request_id), settlement, now, generation).apply(windows)
     windows.database.execute("DELETE FROM holders WHERE holder = ?", (holder,))
     return len(rows)
 
@@ -166,14 +187,14 @@ def rate_headers(allowances: tuple[Allowance, ...]) -> dict[str, str]:
 def to_json(operation: Operation) -> dict[str, Any]:
     """For a journal."""
     if isinstance(operation, Mark):
-        return {"mark": [operation.request_id, operation.tokens]}
+        return {"mark": [operation.request_id, operation.tokens, operation.generation]}
     if isinstance(operation, Settle):
         used = operation.settlement
         numbers = [used.prompt_tokens, used.cached_prompt_tokens, used.completion_tokens, used.attempts]
-        return {"settle": [operation.request_id, operation.now, used.ending.value, *numbers]}
+        return {"settle": [operation.request_id, operation.now, operation.generation, used.ending.value, *numbers]}
     ask = operation.reservation
     names = ("request_id", "model", "prompt_tokens", "max_completion_tokens", "tenant", "subject", "region")
-    fields = {name: getattr(ask, name) for name in (*names, "idempotency_key")}
+    fields = {name: getattr(ask, name) for name in (*names, "idempotency_key", "resumable_until")}
     limits = {window.value: limit for window, limit in ask.limits} | {"hard": ask.limits.hard}
     return {"open": fields, "limits": limits, "holder": operation.holder, "now": operation.now}
 
@@ -183,6 +204,6 @@ def from_json(entry: dict[str, Any]) -> Operation:
     if "mark" in entry:
         return Mark(*entry["mark"])
     if "settle" in entry:
-        request_id, now, ending, *numbers = entry["settle"]
-        return Settle(request_id, Settlement(Ending(ending), *numbers), now)
+        request_id, now, generation, ending, *numbers = entry["settle"]
+        return Settle(request_id, Settlement(Ending(ending), *numbers), now, generation)
     return Open(Reservation(**entry["open"], limits=Limits(**entry["limits"])), entry["holder"], entry["now"])

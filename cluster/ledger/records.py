@@ -99,6 +99,8 @@ class Reservation:
     idempotency_key: str | None = None
     """The tenant's own name for the request: a second one with the same name is refused."""
     limits: Limits = NO_LIMITS
+    resumable_until: float = 0.0
+    """Unix seconds; if the request ends unfinished it may go on until then, and is not exported before."""
 
     @property
     def tokens(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cluster.errors import ConfigurationError
 from cluster.ledger.database import Database
 
-VERSION = 1
+VERSION = 2
 """Counts changes of `TABLES` that need more than making what is missing."""
 
 TABLES = (
@@ -28,7 +28,9 @@ TABLES = (
         ending TEXT,
         cached_prompt_tokens BIGINT NOT NULL DEFAULT 0,
         completion_tokens BIGINT NOT NULL DEFAULT 0,
-        attempts BIGINT NOT NULL DEFAULT 0
+        attempts BIGINT NOT NULL DEFAULT 0,
+        generation BIGINT NOT NULL DEFAULT 0,
+        resumable_until DOUBLE PRECISION NOT NULL DEFAULT 0
     )""",
     """CREATE UNIQUE INDEX IF NOT EXISTS requests_idempotency ON requests (tenant, idempotency_key)
         WHERE idempotency_key IS NOT NULL""",
@@ -48,8 +50,11 @@ TABLES = (
         process TEXT NOT NULL,
         beats BIGINT NOT NULL
     )""",
-    # Settled and not exported yet.
-    "CREATE TABLE IF NOT EXISTS outbox (request_id TEXT PRIMARY KEY)",
+    # Settled and not exported yet. What may still be resumed waits until then.
+    """CREATE TABLE IF NOT EXISTS outbox (
+        request_id TEXT PRIMARY KEY,
+        due_at DOUBLE PRECISION NOT NULL DEFAULT 0
+    )""",
     """CREATE TABLE IF NOT EXISTS tenants (
         tenant TEXT PRIMARY KEY,
         policy TEXT NOT NULL,

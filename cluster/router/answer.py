@@ -8,6 +8,7 @@ from argosy.internal.v1 import replica_pb2
 from argosy.v1 import inference_pb2 as api
 from cluster.router.continuation import News
 from cluster.router.detokenise import ChoiceText, Piece, StopStrings
+from cluster.router.resume import Checkpoints
 from cluster.router.tokenizer import ModelTokenizer
 
 
@@ -20,15 +21,27 @@ class Answer:
         stop: api.Stop,
         tokenizer: ModelTokenizer,
         prompt: Sequence[int],
+        checkpoints: Checkpoints,
+        sequence: int = 0,
     ) -> None:
+        """
+        Args:
+            spec: the request; tokens that its choices have emitted already are taken for told.
+            checkpoints: proofs of what was told; they stand where the answer starts.
+            sequence: of the last delta that was told.
+        """
         self.completion_tokens = 0
         """Accepted so far, all choices together."""
+        self._checkpoints = checkpoints
         stops = StopStrings(stop.strings) if stop.strings else None
         self._texts = {
             choice.index: ChoiceText(tokenizer.decoder(prompt), stops, spec.min_tokens) for choice in spec.choices
         }
         self._outcomes: dict[int, api.ChoiceOutcome] = {}
-        self._sequence = 0
+        self._sequence = sequence
+        for choice in spec.choices:
+            if choice.emitted_token_ids:
+                self.completion_tokens += self._read(told(choice, spec)).accepted
 
     def take(self, news: Sequence[News]) -> list[api.GenerateResponse]:
         """The events that tell the news, one a choice; choices that ended by a stop string are over afterwards."""
@@ -41,6 +54,11 @@ class Answer:
     def is_over(self, choice: int) -> bool:
         return choice in self._outcomes
 
+    @property
+    def over(self) -> Sequence[int]:
+        """The choices that are over."""
+        return list(self._outcomes)
+
     def finished(self, usage: api.Usage, timing: api.Timing) -> api.GenerateResponse:
         """The last event, once every choice is over."""
         outcomes = [self._outcomes[choice] for choice in sorted(self._outcomes)]
@@ -52,12 +70,13 @@ class Answer:
         accepted = piece.accepted
         self.completion_tokens += accepted
         self._sequence += 1
-        token_ids = entry.token_ids
+        token_ids = entry.token_ids if accepted == len(entry.token_ids) else entry.token_ids[:accepted]
         delta = api.Delta(
             sequence=self._sequence,
             choice=entry.choice,
             text=piece.text,
-            token_ids=token_ids if accepted == len(token_ids) else token_ids[:accepted],
+            token_ids=token_ids,
+            checkpoint=self._checkpoints.add(entry.choice, token_ids, self._sequence),
         )
         if entry.logprobs:
             delta.logprobs.extend(map(_logprobs, entry.logprobs[:accepted]))
@@ -78,6 +97,17 @@ class Answer:
         if piece.stop_string is not None or entry.end:
             self._outcomes[entry.choice] = _outcome(entry, piece)
         return piece
+
+
+def told(choice: replica_pb2.ChoiceState, spec: replica_pb2.GenerationSpec) -> News:
+    """What a client has of a choice, as the news that it once was. How a choice ends follows from its tokens."""
+    token_ids = list(choice.emitted_token_ids)
+    end = replica_pb2.END_REASON_UNSPECIFIED
+    if token_ids[-1] in spec.stop_token_ids and len(token_ids) > spec.min_tokens:
+        end = replica_pb2.END_REASON_STOP
+    elif len(token_ids) >= spec.max_tokens:
+        end = replica_pb2.END_REASON_LENGTH
+    return News(choice.index, token_ids, [], end)
 
 
 def _outcome(entry: News, piece: Piece) -> api.ChoiceOutcome:

@@ -115,7 +115,7 @@ class LiveStream:
     ) -> None:
         """
         Args:
-            spec: the request as it was before its first token.
+            spec: the request as its client knows it: before its first token, or with what another router told of it.
             keys: of the prompt's blocks.
             deadline: in the clock's monotonic seconds.
             linger: seconds that news after the first may wait for more.
@@ -139,6 +139,9 @@ class LiveStream:
         self._linger = linger
         self._linger_next = 0.0
         self._positions = Positions((choice.index for choice in spec.choices), spec.max_tokens)
+        for choice in spec.choices:
+            self._positions.emitted[choice.index] += choice.emitted_token_ids
+        self._has_begun = self._positions.num_emitted > 0
         self._attempt: Attempt | None = None
         self._failed_at: set[Attempted] = set()
         self._fruitless = 0
@@ -227,6 +230,8 @@ class LiveStream:
             return None
         if delta.end == replica_pb2.END_REASON_DEADLINE:
             raise ServiceError(Reason.DEADLINE)
+        if delta.end == replica_pb2.END_REASON_SUPERSEDED:
+            raise ServiceError(Reason.RESUMED_ELSEWHERE)
         if delta.end == replica_pb2.END_REASON_REFUSED:
             log.error("%s: refused by its replica: %s", self._spec.request_id, delta.detail)
             # Of a grammar, more may show while it is followed than when it is compiled.
@@ -261,7 +266,7 @@ class LiveStream:
         if self._fruitless >= MAX_FRUITLESS_ATTEMPTS:
             raise ServiceError(Reason.REPLICA_LOST, retry_after=1.0)
         begun = self._clock.monotonic()
-        has_begun = self.num_attempts > 0
+        has_begun = self._has_begun
         give_up = self._deadline - DEADLINE_MARGIN_SECONDS
         if not has_begun:
             give_up = min(give_up, begun + FIRST_PATIENCE_SECONDS)
@@ -279,6 +284,7 @@ class LiveStream:
             self._failed_at.clear()
         self._attempt = replica.connection.submit(self._resumed_spec())
         self.num_attempts += 1
+        self._has_begun = True
         self.sent_at = self.sent_at or self._clock.monotonic()
         replica.sent(tokens - replica.cached_tokens(self._keys), len(self._positions.emitted), self._keys)
         return self._attempt

@@ -34,6 +34,7 @@ from cluster.router.fleet import Fleet, ModelTraffic
 from cluster.router.health import INFERENCE, MODELS, keep_health
 from cluster.router.metering import Ledger, MemoryLedger
 from cluster.router.models import ModelService
+from cluster.router.resume import Tickets, resume_key
 from cluster.router.service import InferenceService
 from cluster.telemetry import RouterMetrics
 
@@ -100,8 +101,9 @@ async def serve(
         traffic = {model.name: ModelTraffic(model.block_size, model.batch_tokens) for model in catalogue.values()}
         fleet = Fleet(router_id, clock, rng or random.Random(), traffic)  # noqa: S311 (breaks ties, hides nothing)
         metrics = metrics or RouterMetrics()
-        service = InferenceService(catalogue, fleet, ledger, metrics, clock, config.router, config.region)
         books = ledger if isinstance(ledger, StoredLedger) else None
+        tickets = Tickets(resume_key(config, shares_ledger=books is not None))
+        service = InferenceService(catalogue, fleet, ledger, metrics, clock, config.router, tickets, config.region)
         secret = read_secret(config.ledger_path.with_name(SECRET_FILE)) if books else b""
         tokens = OidcVerifier(config.identity.oidc, clock)
         authenticator = Authenticator(books, secret, clock, anonymous=anonymous, tokens=tokens)

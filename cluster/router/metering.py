@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from cluster.errors import Reason, ServiceError
 from cluster.ids import RequestId
 from cluster.ledger.records import Reservation, Settlement
 
@@ -19,6 +20,10 @@ log = logging.getLogger(__name__)
 
 class Row(Protocol):
     """One request's entry."""
+
+    @property
+    def generation(self) -> int:
+        """How often the request was resumed."""
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -48,6 +53,13 @@ class Ledger(Protocol):
             ServiceError: a quota leaves no room.
         """
 
+    async def resume(self, reservation: Reservation, received: int, generation: int) -> Row:
+        """Go on with the entry of a request whose client has `received` tokens and heard of `generation`.
+
+        Raises:
+            ServiceError: it cannot go on, or a quota leaves no room.
+        """
+
 
 @dataclass
 class MemoryLedger:
@@ -63,6 +75,15 @@ class MemoryLedger:
         self.open_rows[reservation.request_id] = row
         return row
 
+    async def resume(self, reservation: Reservation, received: int, generation: int) -> MemoryRow:
+        """An entry that is still open is taken over. Of one that is settled nothing is known any more but what the
+        client has, which was counted then."""
+        before = self.open_rows.get(reservation.request_id)
+        counted = 0 if before else received
+        row = MemoryRow(self, reservation, received, counted=counted, generation=generation + 1)
+        self.open_rows[reservation.request_id] = row
+        return row
+
 
 @dataclass
 class MemoryRow:
@@ -71,19 +92,26 @@ class MemoryRow:
     ledger: MemoryLedger
     reservation: Reservation
     accepted: int = 0
+    counted: int = 0
+    """Of those, what an earlier entry of the request has counted, and the prompt with them."""
+    generation: int = 0
 
     @property
     def headers(self) -> dict[str, str]:
         return {}
 
     def accept(self, tokens: int) -> None:
+        if self.ledger.open_rows.get(self.reservation.request_id) is not self:
+            raise ServiceError(Reason.RESERVATION_LOST)
         self.accepted += tokens
 
     async def settle(self, settlement: Settlement) -> None:
+        if self.ledger.open_rows.get(self.reservation.request_id) is not self:
+            return
         del self.ledger.open_rows[self.reservation.request_id]
         self.ledger.settled += 1
-        self.ledger.prompt_tokens += settlement.prompt_tokens
-        self.ledger.completion_tokens += self.accepted
+        self.ledger.prompt_tokens += 0 if self.counted else settlement.prompt_tokens
+        self.ledger.completion_tokens += self.accepted - self.counted
         log.info(
             "%s %s: %s, prompt %d (%d cached), completion %d",
             self.reservation.request_id,

@@ -7,7 +7,7 @@ window; settle whatever happens.
 from __future__ import annotations
 
 import asyncio
-import secrets
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from typing import Any
 
 import grpc.aio
 
-from argosy.internal.v1 import replica_pb2
+from argosy.internal.v1 import replica_pb2, resume_pb2
 from argosy.v1 import inference_pb2 as api
 from argosy.v1 import inference_pb2_grpc
 from cluster import rpc
@@ -23,7 +23,7 @@ from cluster.clock import Clock
 from cluster.config import RouterConfig
 from cluster.errors import FieldViolation, QuotaViolation, Reason, ServiceError
 from cluster.identity.principal import current_caller
-from cluster.ids import RequestId, new_request_id
+from cluster.ids import RequestId
 from cluster.ledger.records import Ending, Reservation, Settlement
 from cluster.prefix import block_keys
 from cluster.router.answer import Answer
@@ -32,9 +32,12 @@ from cluster.router.continuation import LiveStream
 from cluster.router.fleet import Fleet
 from cluster.router.metering import Ledger, Row
 from cluster.router.response_format import judge
+from cluster.router.resume import GRACE_SECONDS, LONGEST_SECONDS, Origin, Tickets, digest_of
 from cluster.router.validate import check, duration_of, specify
 from cluster.telemetry import RouterMetrics
 from cluster.telemetry.router import RequestFigures
+
+log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -53,6 +56,7 @@ class Call:
     answer: Answer
     row: Row
     prompt_tokens: int
+    resume_token: bytes
     ending: Ending = Ending.CANCELLED
     """What it is unless something else happens: only the client ends a call without our doing."""
     first_token: float | None = None
@@ -69,6 +73,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         metrics: RouterMetrics,
         clock: Clock,
         limits: RouterConfig,
+        tickets: Tickets,
         region: str = "",
     ) -> None:
         self._catalogue = catalogue
@@ -77,6 +82,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self._metrics = metrics
         self._clock = clock
         self._limits = limits
+        self._tickets = tickets
         self._region = region
         self._num_streams = 0
         self._streams: set[LiveStream] = set()
@@ -131,16 +137,17 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         _check_idempotency_key(request.idempotency_key)
         check(request, model.limits)
         await judge(request, model.grammars)
-        prompt = await model.tokenise(request)
+        caller = current_caller()
+        origin = self._tickets.origin(request, caller.tenant, self._clock.wall())
         spec = specify(
             request,
-            prompt,
+            await model.tokenise(request),
             model.limits,
-            request_id=new_request_id(),
-            seed=secrets.randbits(64),
-            cache_domain=current_caller().cache_domain,
+            request_id=origin.request_id,
+            seed=origin.seed,
+            cache_domain=caller.cache_domain,
         )
-        call = await self._open(request, spec, prompt, model, arrived)
+        call = await self._open(request, spec, origin, model, arrived)
         self._streams.add(call.stream)
         try:
             await self._relay(call, spec, context)
@@ -159,32 +166,60 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self,
         request: api.GenerateRequest,
         spec: replica_pb2.GenerationSpec,
-        prompt: Sequence[int],
+        origin: Origin,
         model: ServedModel,
         arrived: float,
     ) -> Call:
         """Everything that can refuse a valid request, then its entry in the ledger."""
+        prompt: Sequence[int] = spec.prompt_token_ids
         tokenizer = await model.tokenizer()
-        answer = Answer(spec, request.stop, tokenizer, prompt)
+        digest = digest_of(spec, request.stop, model.revision)
+        checkpoints = self._tickets.checkpoints(origin, spec, digest)
+        for choice in spec.choices:
+            choice.emitted_token_ids.extend(origin.received.get(choice.index, ()))
+        answer = Answer(spec, request.stop, tokenizer, prompt, checkpoints, origin.sequence)
         keys = block_keys(spec.cache_domain, model.revision, prompt, model.block_size)
         deadline = self._clock.monotonic() + rpc.time_left()
         stream = LiveStream(spec, model.name, keys, self._fleet, self._clock, deadline, self._limits.coalesce_seconds)
-        request_id = RequestId(spec.request_id)
-        most = spec.max_tokens * len(spec.choices)
+        for index in answer.over:
+            stream.close_choice(index, by_replica=True)
+        reservation = self._reservation(request, spec, model)
+        row = await self._enter(reservation, origin)
+        spec.generation = row.generation
+        ticket = resume_pb2.ResumeTicket(
+            request_id=origin.request_id,
+            tenant=reservation.tenant,
+            seed=spec.sampling.seed,
+            digest=digest,
+            expires_at=reservation.resumable_until,
+            generation=row.generation,
+        )
+        token = self._tickets.issue(ticket)
+        return Call(model, origin.request_id, arrived, stream, answer, row, len(prompt), token)
+
+    def _reservation(
+        self, request: api.GenerateRequest, spec: replica_pb2.GenerationSpec, model: ServedModel
+    ) -> Reservation:
         caller = current_caller()
-        reservation = Reservation(
-            request_id,
+        return Reservation(
+            RequestId(spec.request_id),
             model.name,
-            len(prompt),
-            most,
+            len(spec.prompt_token_ids),
+            spec.max_tokens * len(spec.choices),
             tenant=caller.tenant,
             subject=caller.subject,
             region=self._region,
             idempotency_key=request.idempotency_key or None,
             limits=caller.policy.limits,
+            resumable_until=self._clock.wall() + min(rpc.time_left(), LONGEST_SECONDS) + GRACE_SECONDS,
         )
-        row = await self._ledger.open(reservation)
-        return Call(model, request_id, arrived, stream, answer, row, len(prompt))
+
+    async def _enter(self, reservation: Reservation, origin: Origin) -> Row:
+        if origin.ticket is None:
+            return await self._ledger.open(reservation)
+        row = await self._ledger.resume(reservation, origin.num_received, origin.ticket.generation)
+        log.info("%s: goes on here after %d tokens", reservation.request_id, origin.num_received)
+        return row
 
     async def _relay(self, call: Call, spec: replica_pb2.GenerationSpec, context: Context) -> None:
         """Write every event. While one is being written news gathers, and becomes one event a choice."""
@@ -194,6 +229,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             model=call.model.name,
             prompt_tokens=call.prompt_tokens,
             seed=spec.sampling.seed,
+            resume_token=call.resume_token,
         )
         await write(api.GenerateResponse(started=started))
         while not stream.is_over:
@@ -232,7 +268,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         cached = call.stream.cached_prompt_tokens
         attempts = call.stream.num_attempts
         # What failed by our doing before its first token, or reached no replica, costs nothing.
-        is_free = not attempts or (call.ending is Ending.FAILED and not tokens)
+        is_free = not tokens and (not attempts or call.ending is Ending.FAILED)
         prompt = 0 if is_free else call.prompt_tokens
         name = call.model.name
         # Shielded: a client that goes away twice over must not leave an entry open.

@@ -367,7 +367,7 @@ def test_a_store_of_another_version_is_left_alone(connect: Connect) -> None:
     create_tables(database)
     create_tables(database)  # again is nothing
     database.execute("UPDATE schema_version SET version = 99")
-    with pytest.raises(ConfigurationError, match=r"schema version 99, this program writes version 1; .* aside"):
+    with pytest.raises(ConfigurationError, match=r"schema version 99, this program writes version 2; .* aside"):
         create_tables(database)
     assert [tuple(row) for row in database.query("SELECT version FROM schema_version")] == [(99,)]
     database.close()
