@@ -51,6 +51,9 @@ HostPort = Annotated[str, AfterValidator(_check_host_port)]
 REGION_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 
 
+REGION_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
@@ -101,6 +104,8 @@ class ModelSection(_Section):
     """What carries tensors between ranks. auto: nccl on cuda; shared_memory on one CPU host; else gloo."""
     engine: EngineConfig = EngineConfig()
     """Batching and memory of each replica."""
+    regions: tuple[str, ...] = ()
+    """Regions whose replicas may serve it, as data residency demands. Default: all."""
 
     def directory(self, store: Path) -> Path:
         return self.path.expanduser() if self.path else store / self.name
@@ -162,6 +167,19 @@ class RayConfig(_Section):
     """Ray namespace of the region's actors."""
     num_cpus: int | None = Field(None, ge=1)
     """Logical CPUs of a local cluster. Default: as many as the ranks need, so that a laptop can hold them."""
+
+
+class RegionSection(_Section):
+    """A region whose replicas this region's routers may use."""
+
+    name: str = Field(pattern=REGION_NAME)
+    """As that region's own configuration names it."""
+    controllers: tuple[HostPort, ...] = Field(min_length=1)
+    """Its controllers' addresses; the first that answers is listened to."""
+    round_trip_seconds: float | None = Field(None, gt=0, le=10)
+    """How far it is expected to be; what is measured takes the place by and by."""
+    injected_round_trip_seconds: float = Field(0, ge=0, le=10)
+    """Added to every message there and back: lets several regions on one machine behave as if they were far apart."""
 
 
 class LedgerConfig(_Section):
@@ -307,8 +325,10 @@ class LogConfig(_Section):
 class ArgosyConfig(_Section):
     """A region."""
 
-    region: str = Field("local", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    region: str = Field("local", pattern=REGION_NAME)
     """The region's name."""
+    regions: tuple[RegionSection, ...] = ()
+    """The other regions, whose replicas routers use like their own."""
     models: tuple[ModelSection, ...] = Field(min_length=1)
     """What is served."""
     model_store: Path = Field(default_factory=default_store)
@@ -364,6 +384,20 @@ class ArgosyConfig(_Section):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"models: name {name!r} occurs more than once")
+        return self
+
+    @model_validator(mode="after")
+    def _regions_are_known(self) -> ArgosyConfig:
+        names = [section.name for section in self.regions]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"regions: name {name!r} occurs more than once")
+        known = {self.region, *names}
+        for model in self.models:
+            if unknown := sorted(set(model.regions) - known):
+                raise ValueError(
+                    f"models: {model.name}: regions: {unknown[0]!r} is not a region; known: {', '.join(sorted(known))}"
+                )
         return self
 
 

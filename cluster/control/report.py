@@ -40,6 +40,8 @@ def replica_status(
             status.load.CopyFrom(told.load)
         if told.HasField("coefficients"):
             status.coefficients.CopyFrom(told.coefficients)
+        if told.HasField("prefixes"):
+            status.prefixes.CopyFrom(told.prefixes)
     return status
 
 
@@ -52,6 +54,8 @@ def directory_entry(status: control_pb2.ReplicaStatus) -> control_pb2.DirectoryE
         entry.load.CopyFrom(status.load)
     if status.HasField("coefficients"):
         entry.coefficients.CopyFrom(status.coefficients)
+    if status.HasField("prefixes"):
+        entry.prefixes.CopyFrom(status.prefixes)
     return entry
 
 

@@ -61,8 +61,28 @@ class Directory(control_pb2_grpc.DirectoryServiceServicer):
     async def WatchReplicas(  # noqa: N802
         self, request: control_pb2.WatchReplicasRequest, context: Context
     ) -> AsyncIterator[control_pb2.WatchReplicasResponse]:
+        told: dict[tuple[str, int], int] = {}
         async for directory in self._view.watch():
-            yield directory
+            yield without_prefixes(directory, told if request.wants_prefixes else None)
+
+
+def without_prefixes(
+    directory: control_pb2.WatchReplicasResponse, told: dict[tuple[str, int], int] | None
+) -> control_pb2.WatchReplicasResponse:
+    """The directory as one watcher gets it: each summary of a prefix cache once.
+
+    Args:
+        told: the summary that the watcher has, its version by replica and epoch; kept up to date. None: it wants none.
+    """
+    copy = control_pb2.WatchReplicasResponse()
+    copy.CopyFrom(directory)
+    for entry in copy.replicas:
+        key, version = (entry.replica_id, entry.epoch), entry.prefixes.version
+        if told is None or told.get(key) == version:
+            entry.ClearField("prefixes")
+        else:
+            told[key] = version
+    return copy
 
 
 class Control(control_pb2_grpc.ControlServiceServicer):

@@ -18,6 +18,7 @@ from cluster.replica.engine import Engine
 from cluster.replica.executor import Executor
 from cluster.replica.grammars import Grammars
 from cluster.replica.plan import SchedulerConfig
+from cluster.replica.prefix_log import PrefixLog
 from cluster.replica.scheduler import Scheduler
 from cluster.replica.service import ReplicaService
 from cluster.replica.validate import Limits
@@ -42,7 +43,7 @@ class EngineActor:
         """
         replica = spec.replica
         self._spec = spec
-        clock = clock or SystemClock()
+        self._clock = clock = clock or SystemClock()
         model = ModelConfig.from_checkpoint(replica.directory)
         self._identity = replica.peers.identity(Role.ENGINE)
         shards = partition(model, replica.dims)
@@ -50,14 +51,16 @@ class EngineActor:
         self._metrics = EngineMetrics(replica.model, replica.replica_id)
         self._figures = Figures(model, shards, replica.dtype, self._metrics)
         self._prefixes = PrefixLog()
+        self._prefixes = PrefixLog()
         self._grammars = Grammars(replica.directory, model.vocab_size, model.eos_token_ids)
         self._constraints = Constraints(self._grammars)
         self._engine = Engine(
             epoch=replica.epoch,
             num_stages=replica.dims.pp,
             limits=Limits(vocab_size=model.vocab_size, context_length=replica.context_length),
-            scheduler=Scheduler(_scheduler_config(spec)),
+            scheduler=Scheduler(_scheduler_config(spec), block_observer=self._prefixes),
             constraints=self._constraints,
+            prefixes=self._prefixes,
             ranks=self._executor,
             clock=clock,
         )
@@ -93,6 +96,7 @@ class EngineActor:
             ranks=self._executor.rank_statuses(),
             load=engine.load(),
             coefficients=engine.costs.coefficients(),
+            prefixes=self._prefixes.summary(self._clock.monotonic()),
         )
         return status.SerializeToString()
 

@@ -37,6 +37,7 @@ class ReplicaService(replica_pb2_grpc.ReplicaServiceServicer):
             block_size=replica.engine.block_size,
             context_length=replica.context_length,
             heartbeat=duration_pb2.Duration(nanos=int(HEARTBEAT_SECONDS * 1e9)),
+            answers_probes=True,
         )
 
     async def Connect(self, request_iterator: Requests, context: Context) -> None:  # noqa: N802 - gRPC's name
@@ -81,6 +82,8 @@ class ReplicaService(replica_pb2_grpc.ReplicaServiceServicer):
                     self._engine.cancel(connection, request.cancel.stream_id)
                 case "credit":
                     self._engine.credit(connection, request.credit.stream_id, request.credit.tokens)
+                case "probe":
+                    connection.probed(request.probe.number)
                 case _:
                     raise ServiceError(Reason.INVALID_FIELD, "unexpected message")
 
@@ -92,7 +95,10 @@ class ReplicaService(replica_pb2_grpc.ReplicaServiceServicer):
                 deltas=connection.take(),
                 load=self._engine.load(),
                 predicted_step_seconds=self._engine.predicted_step_seconds,
+                answered_probe=connection.take_probe(),
             )
+            if connection.blocks is not None and not connection.blocks.is_empty:
+                report.block_events.CopyFrom(connection.blocks.take())
             await context.write(replica_pb2.ConnectResponse(report=report))
             if connection.ended_with and not connection.has_news:
                 raise connection.ended_with

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from argosy.internal.v1 import replica_pb2
 from cluster.clock import Clock
-from cluster.ids import Epoch, ReplicaId, StreamId
+from cluster.ids import Epoch, RegionId, ReplicaId, StreamId
 
 WINDOW_TOKENS = 256
 """Tokens of one request that may be on their way or unread here; beyond, its replica pauses it."""
@@ -25,6 +25,7 @@ class ReplicaAddress:
     replica_id: ReplicaId
     address: str
     epoch: Epoch
+    region: RegionId
 
 
 class Carrier(Protocol):

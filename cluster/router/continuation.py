@@ -7,15 +7,15 @@ exactly where another stopped. Knows tokens and positions; no text, no clients.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from argosy.internal.v1 import replica_pb2
 from cluster.clock import Clock
 from cluster.errors import Reason, ServiceError
 from cluster.ids import ModelName
-from cluster.router.attempt import WINDOW_TOKENS, Attempt, ReplicaLostError
-from cluster.router.fleet import Attempted, Fleet
+from cluster.router.attempt import WINDOW_TOKENS, Attempt, ReplicaAddress, ReplicaLostError
+from cluster.router.fleet import Fleet
 from cluster.router.validate import duration_of
 
 log = logging.getLogger(__name__)
@@ -107,18 +107,20 @@ class LiveStream:
         self,
         spec: replica_pb2.GenerationSpec,
         model: ModelName,
-        keys: Sequence[bytes],
+        blocks: Sequence[int],
         fleet: Fleet,
         clock: Clock,
         deadline: float,
         linger: float = 0.0,
+        regions: Collection[str] = (),
     ) -> None:
         """
         Args:
             spec: the request as its client knows it: before its first token, or with what another router told of it.
-            keys: of the prompt's blocks.
+            blocks: names of the prompt's blocks.
             deadline: in the clock's monotonic seconds.
             linger: seconds that news after the first may wait for more.
+            regions: that may serve it; empty: all.
         """
         self.cached_prompt_tokens = 0
         """As the first replica said: what the client's prompt cost."""
@@ -132,7 +134,8 @@ class LiveStream:
         self._lost_at: float | None = None
         self._spec = spec
         self._model = model
-        self._keys = keys
+        self._blocks = blocks
+        self._regions = regions
         self._fleet = fleet
         self._clock = clock
         self._deadline = deadline
@@ -143,7 +146,7 @@ class LiveStream:
             self._positions.emitted[choice.index] += choice.emitted_token_ids
         self._has_begun = self._positions.num_emitted > 0
         self._attempt: Attempt | None = None
-        self._failed_at: set[Attempted] = set()
+        self._failed_at: set[ReplicaAddress] = set()
         self._fruitless = 0
         self._suspicions = 0
         self._ended_at_replica = True
@@ -244,7 +247,7 @@ class LiveStream:
             return
         target = self._attempt.target
         log.warning("%s: leaves %s (epoch %d): %s", self._spec.request_id, target.replica_id, target.epoch, why)
-        self._failed_at.add((target.replica_id, target.epoch))
+        self._failed_at.add(target)
         self._lost_at = self._lost_at or self._clock.monotonic()
         self._attempt.close(tell=True)
         self._attempt = None
@@ -272,8 +275,10 @@ class LiveStream:
             give_up = min(give_up, begun + FIRST_PATIENCE_SECONDS)
         tokens = len(self._spec.prompt_token_ids) + self._positions.num_emitted
         while True:
-            replica = self._fleet.choose(self._model, tokens, self._spec.max_tokens, self._keys, self._failed_at)
-            if replica is not None and (not self._suspicions or self._fleet.begin_trial(self._model, self)):
+            choice = self._fleet.choose(
+                self._model, tokens, self._spec.max_tokens, self._blocks, self._failed_at, self._regions
+            )
+            if choice is not None and (not self._suspicions or self._fleet.begin_trial(self._model, self)):
                 break
             if self._clock.monotonic() >= give_up:
                 raise ServiceError(Reason.REPLICA_LOST if has_begun else Reason.NO_REPLICA, retry_after=1.0)
@@ -282,11 +287,12 @@ class LiveStream:
                 raise self._error
             # Better a replica that failed once than none; a rebuilt one has another epoch and is not in the set.
             self._failed_at.clear()
-        self._attempt = replica.connection.submit(self._resumed_spec())
+        self._attempt = choice.replica.connection.submit(self._resumed_spec())
         self.num_attempts += 1
         self._has_begun = True
         self.sent_at = self.sent_at or self._clock.monotonic()
-        replica.sent(tokens - replica.cached_tokens(self._keys), len(self._positions.emitted), self._keys)
+        uncached = max(1, tokens - choice.cached_tokens)
+        choice.replica.sent(uncached, len(self._positions.emitted), self._blocks, self._clock.monotonic())
         return self._attempt
 
     def _resumed_spec(self) -> replica_pb2.GenerationSpec:

@@ -19,8 +19,10 @@ from argosy.internal.v1 import replica_pb2, replica_pb2_grpc
 from cluster import rpc
 from cluster.clock import Clock
 from cluster.ids import RouterId, StreamId
+from cluster.peers import Identity, Role
 from cluster.protocol import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS, REPLICA_PROTOCOL_VERSION
 from cluster.router.attempt import Attempt, ReplicaAddress, ReplicaLostError
+from cluster.router.round_trip import PROBE_SECONDS, RoundTrip
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +34,13 @@ STALL_FACTOR = 5.0
 """A step may take this many times its predicted length."""
 ENGINE_FIRST_SECONDS = 2 * HEARTBEAT_SECONDS
 """Advance that a replica's engine has in noticing that its ranks stand still."""
+LEAST_WATCH_SECONDS = 0.01
+"""Shortest pause between two looks at the clock."""
 IDLE_STALL_SECONDS = 60.0
 """A replica that has requests and no step in flight may be compiling a grammar; not for ever."""
 
 
+PLAIN_ROUTER = Identity(Role.ROUTER)
 OpenCall = Callable[[], Awaitable[Any]]
 """Starts a `Connect` call: something with the `read`, `write`, `code`, … of `grpc.aio.StreamStreamCall`."""
 Dial = Callable[[str], AbstractAsyncContextManager[OpenCall]]
@@ -43,9 +48,9 @@ Dial = Callable[[str], AbstractAsyncContextManager[OpenCall]]
 
 
 @asynccontextmanager
-async def dial_grpc(address: str) -> AsyncIterator[OpenCall]:
-    """The transport of production."""
-    channel = rpc.channel(address)
+async def dial_grpc(address: str, identity: Identity = PLAIN_ROUTER) -> AsyncIterator[OpenCall]:
+    """The transport of production; each session shows the certificate of that moment."""
+    channel = rpc.private_channel(address, identity, to=Role.ENGINE)
 
     async def open_call() -> Any:
         await channel.channel_ready()
@@ -65,26 +70,32 @@ class ReplicaConnection:
         target: ReplicaAddress,
         router_id: RouterId,
         clock: Clock,
-        on_load: Callable[[replica_pb2.Load], None],
+        on_report: Callable[[replica_pb2.StepReport], None],
         stall_seconds: Callable[[], float],
-        dial: Dial | None = None,
+        dial: Dial,
+        round_trip: RoundTrip,
+        wants_block_events: bool = False,
     ) -> None:
         """
         Args:
-            on_load: called with the load of each report.
+            on_report: called with each report, once its deltas are handed out.
             stall_seconds: longest time that a step of a replica may take that does not predict its steps itself.
-            dial: opens `ReplicaService.Connect` at an address; over gRPC by default.
+            dial: opens `ReplicaService.Connect` at an address.
+            round_trip: what is expected of it, and learns from the handshakes and probes.
+            wants_block_events: reports shall say what the replica's prefix cache holds.
         """
         self.target = target
-        self.rtt = 0.0
-        """Seconds that the handshake took."""
         self.welcome: replica_pb2.Welcome | None = None
         """Set while connected."""
         self._router_id = router_id
         self.clock = clock
-        self._on_load = on_load
+        self._on_report = on_report
         self._stall_seconds = stall_seconds
-        self._dial = dial or dial_grpc
+        self._dial = dial
+        self._round_trip = round_trip
+        self._wants_block_events = wants_block_events
+        self._probe = 0
+        self._probed_at = 0.0
         self._attempts: dict[int, Attempt] = {}
         self._last_stream_id = 0
         self._outbox: deque[replica_pb2.ConnectRequest] = deque()
@@ -99,6 +110,11 @@ class ReplicaConnection:
     @property
     def is_live(self) -> bool:
         return self.welcome is not None
+
+    @property
+    def rtt(self) -> float:
+        """Seconds there and back, as measured and smoothed."""
+        return self._round_trip.seconds
 
     @property
     def num_attempts(self) -> int:
@@ -185,6 +201,7 @@ class ReplicaConnection:
                     router_id=self._router_id,
                     expected_epoch=self.target.epoch,
                     protocol_version=REPLICA_PROTOCOL_VERSION,
+                    wants_block_events=self._wants_block_events,
                 )
                 begin = self.clock.monotonic()
                 await call.write(replica_pb2.ConnectRequest(hello=hello))
@@ -197,8 +214,8 @@ class ReplicaConnection:
         if self.target.epoch and welcome.epoch != self.target.epoch:
             raise ReplicaLostError(f"it is at epoch {welcome.epoch}, not {self.target.epoch}")
         now = self.clock.monotonic()
-        self.rtt = now - begin
-        self._last_report = self._last_progress = now
+        self._round_trip.observe(now - begin)
+        self._last_report = self._last_progress = self._probed_at = now
         self.welcome = welcome
         log.info("%s: connected at epoch %d", self.target.replica_id, welcome.epoch)
         return call
@@ -229,8 +246,9 @@ class ReplicaConnection:
                 attempt = attempts.get(delta.stream_id)
                 if attempt is not None:
                     attempt.push(delta)
-            if report.HasField("load"):
-                self._on_load(report.load)
+            if report.HasField("answered_probe") and report.answered_probe == self._probe:
+                self._round_trip.observe(self._last_report - self._probed_at)
+            self._on_report(report)
 
     async def _write(self, call: Any) -> None:
         while True:
@@ -250,17 +268,27 @@ class ReplicaConnection:
         """Raise when the replica has been silent for too long, or reports but makes no step."""
         while True:
             before = self.clock.monotonic()
-            await self.clock.sleep(HEARTBEAT_SECONDS)
+            # Not a moment longer than silence may last: a region that is cut off must be left within a second.
+            patience = DEAD_AFTER_SECONDS - (before - self._last_report)
+            await self.clock.sleep(min(HEARTBEAT_SECONDS, max(patience, LEAST_WATCH_SECONDS)))
             now = self.clock.monotonic()
             if now - before > 2 * HEARTBEAT_SECONDS:
                 # It was this process that stood still: what the replica sent meanwhile has yet to be read.
                 self._last_report = self._last_progress = now
-            if now - self._last_report > DEAD_AFTER_SECONDS:
+            self._send_probe(now)
+            if now - self._last_report >= DEAD_AFTER_SECONDS:
                 raise ReplicaLostError(f"silent for {now - self._last_report:.2f} s")
             if all(attempt.is_paused for attempt in self._attempts.values()):
                 self._last_progress = now
             if now - self._last_progress > self._stall_limit():
                 raise ReplicaLostError(f"no step for {now - self._last_progress:.2f} s with requests pending")
+
+    def _send_probe(self, now: float) -> None:
+        """Ask how long an answer takes, unless it was asked lately."""
+        if self.welcome is not None and self.welcome.answers_probes and now - self._probed_at >= PROBE_SECONDS:
+            self._probe += 1
+            self._probed_at = now
+            self._send(replica_pb2.ConnectRequest(probe=replica_pb2.Probe(number=self._probe)))
 
     def _stall_limit(self) -> float:
         """Seconds without a step after which the replica counts as lost."""

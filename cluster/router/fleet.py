@@ -1,112 +1,44 @@
-"""All replicas that this router knows: their connections, loads, and what it has sent them since they last reported.
+"""All replicas of all regions that this router knows, by model: who is there, and who should take a request.
 
-Turns that into the plain numbers `choose_replica` decides on. Knows no clients and no continuation.
+Knows no clients and no continuation; `cluster.router.choose` decides, this gathers what it decides on.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from argosy.internal.v1 import control_pb2, replica_pb2
+from argosy.internal.v1 import control_pb2
 from cluster.clock import Clock
-from cluster.ids import Epoch, ModelName, ReplicaId, RouterId
-from cluster.protocol import DEAD_AFTER_SECONDS
+from cluster.ids import Epoch, ModelName, RegionId, ReplicaId, RouterId
 from cluster.router.attempt import ReplicaAddress
-from cluster.router.choose import Candidate, StepCosts, choose_replica
-from cluster.router.dispatch import STALL_FACTOR, Dial, ReplicaConnection
+from cluster.router.choose import choose_replica
+from cluster.router.dispatch import Dial, ReplicaConnection, dial_grpc
+from cluster.router.distance import at_distance
 from cluster.router.prefixes import PrefixIndex
+from cluster.router.regions import Region, may_serve
+from cluster.router.replica import Replica, costs_of
+from cluster.router.round_trip import RoundTrip
 
-DEFAULT_COSTS = StepCosts(0.02, 1e-3, 1e-8, 0.03, 1e-3, 1e-7)
-"""Of a replica that has not told its own: only their proportions matter, and all unknown replicas share them."""
-DEFAULT_STALL_SECONDS = 60.0
-"""Longest step of a replica that has not told its coefficients."""
 FIRST_ANSWER_TOKENS = 200.0
 """Expected length of an answer before the first one has ended."""
 ANSWER_WEIGHT = 0.05
 """Share of each answer's length in the running mean."""
-DEFAULT_BLOCKS = 4096
-"""Prefix blocks remembered for a replica that has not reported its own number."""
 
-Attempted = tuple[ReplicaId, Epoch]
+ReplicaKey = tuple[RegionId, ReplicaId]
+"""Regions number their replicas alike."""
+UNKNOWN = Region(RegionId(""), ())
 
 
-@dataclass(slots=True)
-class Replica:
-    """One epoch of one replica."""
+class Choice(NamedTuple):
+    """Where a request should go."""
 
-    connection: ReplicaConnection
-    task: asyncio.Task[None]
-    load: replica_pb2.Load
-    costs: StepCosts | None
-    prefixes: PrefixIndex
-    block_size: int
-    batch_tokens: int
-    is_listed: bool = True
-    """The directory offers it. One that is not finishes what it has."""
-    sent_prefill_tokens: int = 0
-    sent_choices: int = 0
-    _candidate: Candidate | None = None
-
-    @property
-    def attempted(self) -> Attempted:
-        return self.connection.target.replica_id, self.connection.target.epoch
-
-    def report(self, load: replica_pb2.Load) -> None:
-        """A newer load: it contains what was sent before."""
-        self.load = load
-        self.sent_prefill_tokens = self.sent_choices = 0
-        self._candidate = None
-
-    def sent(self, prefill_tokens: int, choices: int, keys: Sequence[bytes]) -> None:
-        """A request was sent; the next report will contain it."""
-        self.sent_prefill_tokens += prefill_tokens
-        self.sent_choices += choices
-        self.prefixes.promise(keys)
-        self._candidate = None
-
-    def cached_tokens(self, keys: Sequence[bytes]) -> int:
-        """Leading tokens of a prompt that its prefix cache probably holds; `keys` are of the prompt's blocks."""
-        return self.prefixes.cached_blocks(keys) * self.block_size
-
-    def candidate(self) -> Candidate:
-        """What the choice reads; eligible if a request can be sent now."""
-        if self._candidate is None or self._candidate.eligible != self.is_eligible:
-            self._candidate = self._make_candidate()
-        return self._candidate
-
-    @property
-    def is_eligible(self) -> bool:
-        return self.is_listed and self.connection.is_live
-
-    def stall_seconds(self) -> float:
-        """Longest time that a step of a replica may take that does not predict its steps itself: five full ones."""
-        if self.costs is None:
-            return DEFAULT_STALL_SECONDS
-        costs, load = self.costs, self.load
-        prefill = costs.prefill_base + self.batch_tokens * costs.prefill_per_token
-        prefill += self.batch_tokens * load.context_tokens * costs.prefill_per_token_context
-        decode = costs.decode_base + load.running * costs.decode_per_sequence
-        decode += load.context_tokens * costs.decode_per_context_token
-        return max(DEAD_AFTER_SECONDS, STALL_FACTOR * (prefill + decode))
-
-    def _make_candidate(self) -> Candidate:
-        load = self.load
-        return Candidate(
-            eligible=self.is_eligible,
-            rtt=self.connection.rtt,
-            costs=self.costs or DEFAULT_COSTS,
-            batch_tokens=self.batch_tokens,
-            running=load.running + self.sent_choices,
-            context_tokens=load.context_tokens,
-            pending_prefill_tokens=load.pending_prefill_tokens + self.sent_prefill_tokens,
-            prefill_share=load.prefill_share,
-            free_tokens=(load.total_blocks - load.used_blocks) * self.block_size,
-            used_tokens=load.used_blocks * self.block_size,
-        )
+    replica: Replica
+    cached_tokens: int
+    """Of its prompt, as far as known there."""
 
 
 @dataclass(slots=True)
@@ -115,10 +47,13 @@ class ModelTraffic:
 
     block_size: int
     batch_tokens: int
+    regions: frozenset[RegionId] = frozenset()
+    """Whose replicas may serve it; empty: all."""
     answer_tokens: float = FIRST_ANSWER_TOKENS
     on_trial: object | None = None
     """The suspect that runs now."""
-    replicas: dict[ReplicaId, Replica] = field(default_factory=dict)
+    replicas: dict[ReplicaKey, Replica] = field(default_factory=dict)
+    prefixes: PrefixIndex = field(default_factory=PrefixIndex)
 
 
 class Fleet:
@@ -130,25 +65,33 @@ class Fleet:
         clock: Clock,
         rng: random.Random,
         models: dict[ModelName, ModelTraffic],
-        dial: Dial | None = None,
+        dial: Dial = dial_grpc,
+        regions: Sequence[Region] = (),
     ) -> None:
-        """`dial`: how replicas are reached; over gRPC by default."""
+        """
+        Args:
+            dial: how replicas are reached.
+            regions: what is configured of them.
+        """
         self._router_id = router_id
         self._clock = clock
         self._rng = rng
         self._models = models
         self._dial = dial
-        self._retired: list[Replica] = []
+        self._regions: Mapping[RegionId, Region] = {region.name: region for region in regions}
+        self._retired: set[asyncio.Task[None]] = set()
 
     def update(self, directory: control_pb2.WatchReplicasResponse) -> None:
-        """Take over a directory: connect to what is new, let go what is gone."""
+        """Take over a region's directory: connect to what is new, let go what is gone."""
+        region = RegionId(directory.region)
         listed = {(ModelName(entry.model), ReplicaId(entry.replica_id)): entry for entry in directory.replicas}
         for name, model in self._models.items():
-            for replica_id, replica in model.replicas.items():
-                replica.is_listed = (name, replica_id) in listed
+            for (its_region, replica_id), replica in model.replicas.items():
+                if its_region == region:
+                    replica.is_listed = (name, replica_id) in listed
         for (name, replica_id), entry in listed.items():
             if name in self._models:
-                self._update_replica(self._models[name], replica_id, entry)
+                self._update_replica(self._models[name], (region, replica_id), entry)
         self._reap()
 
     def num_ready(self, name: ModelName) -> int:
@@ -160,26 +103,31 @@ class Fleet:
         name: ModelName,
         prompt_tokens: int,
         max_tokens: int,
-        keys: Sequence[bytes],
-        exclude: Collection[Attempted],
-    ) -> Replica | None:
+        blocks: Sequence[int],
+        exclude: Collection[ReplicaAddress],
+        regions: Collection[str] = (),
+    ) -> Choice | None:
         """The replica to send a request to; None if none can take it.
 
         Args:
             prompt_tokens: all tokens to compute, those emitted elsewhere included.
             max_tokens: most tokens of its answer.
-            keys: of the prompt's blocks.
+            blocks: names of the prompt's blocks.
             exclude: replicas (and epochs) where it failed.
+            regions: that may serve it; empty: all.
         """
         model = self._models[name]
-        replicas = [replica for replica in model.replicas.values() if replica.attempted not in exclude]
+        replicas = [
+            replica
+            for replica in model.replicas.values()
+            if replica.target not in exclude and may_serve(replica.target.region, model.regions, regions)
+        ]
         candidates = [replica.candidate() for replica in replicas]
-        cached = [replica.cached_tokens(keys) for replica in replicas]
+        held = model.prefixes.cached_blocks(blocks)
+        cached = [held[replica.slot] * model.block_size for replica in replicas]
         expected = min(model.answer_tokens, max_tokens)
         index = choose_replica(prompt_tokens, expected, candidates, cached, self._rng)
-        if index is None:
-            return None
-        return replicas[index]
+        return None if index is None else Choice(replicas[index], cached[index])
 
     def begin_trial(self, name: ModelName, suspect: object) -> bool:
         """Let a request run that may be what kills replicas; False while another one does.
@@ -204,69 +152,54 @@ class Fleet:
     async def close(self) -> None:
         """Let every replica go."""
         replicas = [replica for model in self._models.values() for replica in model.replicas.values()]
-        tasks = [replica.task for replica in replicas + self._retired]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(replica.stop() for replica in replicas), *self._retired, return_exceptions=True)
 
-    def _update_replica(self, model: ModelTraffic, replica_id: ReplicaId, entry: control_pb2.DirectoryEntry) -> None:
-        replica = model.replicas.get(replica_id)
-        target = ReplicaAddress(replica_id, entry.address, Epoch(entry.epoch))
-        if replica is not None and replica.connection.target != target:
+    def _update_replica(self, model: ModelTraffic, key: ReplicaKey, entry: control_pb2.DirectoryEntry) -> None:
+        target = ReplicaAddress(key[1], entry.address, Epoch(entry.epoch), key[0])
+        replica = model.replicas.get(key)
+        if replica is not None and replica.target != target:
             # Rebuilt or moved: whatever the old epoch still says is not listened to.
-            self._retire(model, replica)
+            self._retire(model, key)
             replica = None
         if replica is None:
-            model.replicas[replica_id] = self._connect(model, target, entry)
-            return
-        replica.costs = _costs(entry.coefficients)
-        if not replica.connection.is_live:
-            replica.report(entry.load)
+            replica = model.replicas[key] = self._connect(model, target, entry)
+        replica.take_entry(entry)
 
     def _connect(self, model: ModelTraffic, target: ReplicaAddress, entry: control_pb2.DirectoryEntry) -> Replica:
+        region = self._regions.get(target.region, UNKNOWN)
+        dial = at_distance(self._dial, region.injected_round_trip) if region.injected_round_trip else self._dial
+        replica = Replica(
+            target=target,
+            prefixes=model.prefixes,
+            slot=model.prefixes.join(),
+            block_size=model.block_size,
+            batch_tokens=model.batch_tokens,
+            load=entry.load,
+            costs=costs_of(entry.coefficients),
+        )
         connection = ReplicaConnection(
             target,
             self._router_id,
             self._clock,
-            on_load=lambda load: replica.report(load),
-            stall_seconds=lambda: replica.stall_seconds(),
-            dial=self._dial,
+            on_report=replica.take_report,
+            stall_seconds=replica.stall_seconds,
+            dial=dial,
+            round_trip=RoundTrip(region.expected_round_trip),
+            wants_block_events=region.is_home,
         )
-        replica = Replica(
-            connection=connection,
-            task=asyncio.create_task(connection.run()),
-            load=entry.load,
-            costs=_costs(entry.coefficients),
-            prefixes=PrefixIndex(entry.load.total_blocks or DEFAULT_BLOCKS),
-            block_size=model.block_size,
-            batch_tokens=model.batch_tokens,
-        )
+        replica.start(connection)
         return replica
 
-    def _retire(self, model: ModelTraffic, replica: Replica) -> None:
-        del model.replicas[replica.connection.target.replica_id]
-        replica.task.cancel()
-        self._retired.append(replica)
+    def _retire(self, model: ModelTraffic, key: ReplicaKey) -> None:
+        replica = model.replicas.pop(key)
+        model.prefixes.leave(replica.slot)
+        stopping = asyncio.create_task(replica.stop())
+        self._retired.add(stopping)
+        stopping.add_done_callback(self._retired.discard)
 
     def _reap(self) -> None:
         """Retire what the directory no longer offers once its last request has ended."""
         for model in self._models.values():
-            for replica in list(model.replicas.values()):
+            for key, replica in list(model.replicas.items()):
                 if not replica.is_listed and replica.connection.num_attempts == 0:
-                    self._retire(model, replica)
-        self._retired = [replica for replica in self._retired if not replica.task.done()]
-
-
-def _costs(message: control_pb2.StepCoefficients) -> StepCosts | None:
-    """None if the replica has none yet, or they are no numbers."""
-    values = (
-        message.prefill_base,
-        message.prefill_per_token,
-        message.prefill_per_token_context,
-        message.decode_base,
-        message.decode_per_sequence,
-        message.decode_per_context_token,
-    )
-    if not any(values) or not all(math.isfinite(value) and value >= 0 for value in values):
-        return None
-    return StepCosts(*values)
+                    self._retire(model, key)

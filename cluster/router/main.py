@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 import signal
@@ -27,13 +28,16 @@ from cluster.ids import RouterId, new_router_id
 from cluster.ledger.export import export_always, sink_of
 from cluster.ledger.ledger import StoredLedger
 from cluster.ledger.opening import open_ledger
+from cluster.peers import Role
 from cluster.router.admin import AdminService, UsageService
 from cluster.router.catalogue import Catalogue
-from cluster.router.directory import watch_directory
+from cluster.router.directory import watch_region
+from cluster.router.dispatch import dial_grpc
 from cluster.router.fleet import Fleet, ModelTraffic
 from cluster.router.health import INFERENCE, MODELS, keep_health
 from cluster.router.metering import Ledger, MemoryLedger
 from cluster.router.models import ModelService
+from cluster.router.regions import eligible_regions, regions_of
 from cluster.router.resume import Tickets, resume_key
 from cluster.router.service import InferenceService
 from cluster.telemetry import RouterMetrics
@@ -96,10 +100,21 @@ async def serve(
     router_id = new_router_id()
     anonymous = config.serves_anonymous
     credentials = _tls(config.router.tls) if config.router.tls else None
+    identity = config.peers.identity(Role.ROUTER)
+    regions = regions_of(config)
+    for region in regions:
+        for controller in region.controllers:
+            identity.check_exposure(controller, "controller.listen" if region.is_home else "regions.controllers")
     async with _opened(ledger, config, clock, router_id) as ledger:
         catalogue = Catalogue.load(config)
-        traffic = {model.name: ModelTraffic(model.block_size, model.batch_tokens) for model in catalogue.values()}
-        fleet = Fleet(router_id, clock, rng or random.Random(), traffic)  # noqa: S311 (breaks ties, hides nothing)
+        eligible = eligible_regions(config)
+        traffic = {
+            model.name: ModelTraffic(model.block_size, model.batch_tokens, eligible[model.name])
+            for model in catalogue.values()
+        }
+        dial = functools.partial(dial_grpc, identity=identity)
+        rng = rng or random.Random()  # noqa: S311 (breaks ties, hides nothing)
+        fleet = Fleet(router_id, clock, rng, traffic, dial, regions)
         metrics = metrics or RouterMetrics()
         books = ledger if isinstance(ledger, StoredLedger) else None
         tickets = Tickets(resume_key(config, shares_ledger=books is not None))
@@ -115,7 +130,8 @@ async def serve(
         try:
             address = rpc.listen(server, config.router.listen, "router.listen", credentials)
             await server.start()
-            tasks.append(asyncio.create_task(watch_directory(config.controller.listen, router_id, clock, fleet.update)))
+            watches = (watch_region(region, router_id, identity, clock, fleet.update) for region in regions)
+            tasks.extend(map(asyncio.create_task, watches))
             tasks.append(asyncio.create_task(tokens.keep_fresh()))
             tasks.append(asyncio.create_task(keep_health(servicer, catalogue, fleet, clock)))
             log.info("%s listens on %s", router_id, address)

@@ -25,7 +25,7 @@ from cluster.errors import FieldViolation, QuotaViolation, Reason, ServiceError
 from cluster.identity.principal import current_caller
 from cluster.ids import RequestId
 from cluster.ledger.records import Ending, Reservation, Settlement
-from cluster.prefix import block_keys
+from cluster.prefix import block_keys, block_name
 from cluster.router.answer import Answer
 from cluster.router.catalogue import Catalogue, ServedModel
 from cluster.router.continuation import LiveStream
@@ -179,8 +179,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             choice.emitted_token_ids.extend(origin.received.get(choice.index, ()))
         answer = Answer(spec, request.stop, tokenizer, prompt, checkpoints, origin.sequence)
         keys = block_keys(spec.cache_domain, model.revision, prompt, model.block_size)
+        blocks = [block_name(key) for key in keys]
         deadline = self._clock.monotonic() + rpc.time_left()
-        stream = LiveStream(spec, model.name, keys, self._fleet, self._clock, deadline, self._limits.coalesce_seconds)
+        caller = current_caller()
+        linger, regions = self._limits.coalesce_seconds, caller.policy.regions
+        stream = LiveStream(spec, model.name, blocks, self._fleet, self._clock, deadline, linger, regions)
         for index in answer.over:
             stream.close_choice(index, by_replica=True)
         reservation = self._reservation(request, spec, model)

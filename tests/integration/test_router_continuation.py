@@ -88,7 +88,7 @@ async def test_the_answer_is_the_undisturbed_one(smollm2_dir: Path, fault: str) 
 async def test_a_replica_that_beats_but_makes_no_step_is_left(
     smollm2_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.router.fleet.DEFAULT_STALL_SECONDS", 1.0)
+    monkeypatch.setattr("cluster.router.replica.DEFAULT_STALL_SECONDS", 1.0)
     async with router_world(smollm2_dir, replica(), replica()) as world:
         running = asyncio.create_task(world.generate(request(max_tokens=60)))
 

@@ -101,6 +101,8 @@ class FakeReplica(replica_pb2_grpc.ReplicaServiceServicer):
         self.most_emitted = 0
         """Tokens of its longest choice so far, those emitted elsewhere included."""
         self.address = ""
+        self.advertised = ""
+        """What the directory says instead: a proxy before it."""
         self.submits: list[replica_pb2.GenerationSpec] = []
         self.cancels: list[int] = []
         self.num_credits = 0
@@ -166,7 +168,11 @@ class FakeReplica(replica_pb2_grpc.ReplicaServiceServicer):
     def entry(self) -> control_pb2.DirectoryEntry:
         """Itself, as a directory lists it."""
         return control_pb2.DirectoryEntry(
-            replica_id=self.replica_id, model=self.model, address=self.address, epoch=self.epoch, load=self._load()
+            replica_id=self.replica_id,
+            model=self.model,
+            address=self.advertised or self.address,
+            epoch=self.epoch,
+            load=self._load(),
         )
 
     async def Connect(self, requests: Any, context: Any) -> AsyncIterator[replica_pb2.ConnectResponse]:  # noqa: N802
@@ -182,6 +188,7 @@ class FakeReplica(replica_pb2_grpc.ReplicaServiceServicer):
             model=self.model,
             block_size=16,
             context_length=self.context_length,
+            answers_probes=True,
         )
         welcome.heartbeat.FromMilliseconds(round(HEARTBEAT_SECONDS * 1000))
         yield replica_pb2.ConnectResponse(welcome=welcome)
@@ -203,6 +210,8 @@ class FakeReplica(replica_pb2_grpc.ReplicaServiceServicer):
             elif kind == "cancel":
                 self.cancels.append(request.cancel.stream_id)
                 router.streams.pop(request.cancel.stream_id, None)
+            elif kind == "probe":
+                self._report(router, [], answered_probe=request.probe.number)
             elif kind == "credit":
                 self.num_credits += 1
                 if (stream := router.streams.get(request.credit.stream_id)) is not None:
@@ -275,8 +284,12 @@ class FakeReplica(replica_pb2_grpc.ReplicaServiceServicer):
             stream_id=stream.stream_id, choice=choice.index, first_index=first_index, token_ids=token_ids, end=end
         )
 
-    def _report(self, router: _Router, deltas: Sequence[replica_pb2.TokenDelta]) -> None:
-        report = replica_pb2.StepReport(step=self._step, deltas=deltas, load=self._load())
+    def _report(
+        self, router: _Router, deltas: Sequence[replica_pb2.TokenDelta], answered_probe: int | None = None
+    ) -> None:
+        report = replica_pb2.StepReport(
+            step=self._step, deltas=deltas, load=self._load(), answered_probe=answered_probe
+        )
         router.reports.put_nowait(replica_pb2.ConnectResponse(report=report))
 
     def _load(self) -> replica_pb2.Load:
@@ -286,8 +299,9 @@ class FakeReplica(replica_pb2_grpc.ReplicaServiceServicer):
 class FakeDirectory(control_pb2_grpc.DirectoryServiceServicer):
     """Lists replicas that tests put into it."""
 
-    def __init__(self, *replicas: FakeReplica) -> None:
+    def __init__(self, *replicas: FakeReplica, region: str = "local") -> None:
         self.replicas: list[FakeReplica] = list(replicas)
+        self.region = region
         self.address = ""
         self._version = 0
         self._server: Any = None
@@ -311,7 +325,7 @@ class FakeDirectory(control_pb2_grpc.DirectoryServiceServicer):
         while True:
             self._version += 1
             entries = [replica.entry() for replica in self.replicas]
-            yield control_pb2.WatchReplicasResponse(region="fake", version=self._version, replicas=entries)
+            yield control_pb2.WatchReplicasResponse(region=self.region, version=self._version, replicas=entries)
             await asyncio.sleep(0.05)
 
 

@@ -127,13 +127,18 @@ def request(**fields: Any) -> api.GenerateRequest:
 
 @asynccontextmanager
 async def router_world(
-    checkpoint: Path, *replicas: FakeReplica, router: dict[str, Any] | None = None, model: dict[str, Any] | None = None
+    checkpoint: Path,
+    *replicas: FakeReplica,
+    router: dict[str, Any] | None = None,
+    model: dict[str, Any] | None = None,
+    **sections: Any,
 ) -> AsyncIterator[World]:
     """Start replicas, directory and router; stop them afterwards.
 
     Args:
         checkpoint: directory with the served model's tokenizer.
         router, model: keys of their configuration sections.
+        sections: more of the configuration.
     """
     async with AsyncExitStack() as stack:
         for number, replica in enumerate(replicas):
@@ -148,6 +153,7 @@ async def router_world(
                 "models": [{"name": MODEL, "path": str(checkpoint), **(model or {})}],
                 "router": {"listen": "127.0.0.1:0", "drain_seconds": 5, **(router or {})},
                 "controller": {"listen": directory.address},
+                **sections,
             }
         )
         ledger, metrics, stop, cut = MemoryLedger(), RouterMetrics(), asyncio.Event(), asyncio.Event()

@@ -24,24 +24,27 @@ import grpc.aio
 
 from argosy.internal.v1 import control_pb2, step_pb2
 from cluster.errors import Reason, ServiceError
-from cluster.ids import Epoch, ModelName, RequestId, RouterId
+from cluster.ids import Epoch, ModelName, RegionId, RequestId, RouterId
 from cluster.launch import ReplicaSpec, WorkerSpec
 from cluster.ledger.records import Ending, Reservation, Settlement
 from cluster.replica.constraints import Constraints
 from cluster.replica.engine import Engine
 from cluster.replica.plan import SchedulerConfig
+from cluster.replica.prefix_log import PrefixLog
 from cluster.replica.scheduler import Scheduler
 from cluster.replica.service import ReplicaService
 from cluster.replica.validate import Limits
 from cluster.router.continuation import LiveStream
 from cluster.router.fleet import Fleet, ModelTraffic
 from cluster.router.metering import MemoryLedger, MemoryRow
+from cluster.router.regions import Region
 from cluster.worker.stepper import Stepper
 from tests.support.paged_fake import POISON_TOKEN, PagedFake, answer
 from tests.support.replicas import HOST, replica_spec
 from tests.support.router_stream import sampling, spec_of
 
 MODEL = ModelName("virtual")
+HOME = Region(RegionId("virtual"), (), is_home=True)
 FAULTS_SECONDS = 3.0
 """Faults happen in the first seconds; what comes after must recover."""
 PATIENCE_SECONDS = 60.0
@@ -232,6 +235,7 @@ class Host:
         spec = dataclasses.replace(self.spec, epoch=Epoch(self.epoch))
         engine = spec.engine
         self.ranks = VirtualRanks(spec, self.rng)
+        prefixes = PrefixLog()
         self.scheduler = Scheduler(
             SchedulerConfig(
                 max_batch_tokens=engine.max_batch_tokens,
@@ -242,7 +246,8 @@ class Host:
                 num_lanes=1,
                 prefix_cache=True,
                 model_revision="virtual",
-            )
+            ),
+            block_observer=prefixes,
         )
         self.engine = Engine(
             epoch=spec.epoch,
@@ -250,6 +255,7 @@ class Host:
             limits=Limits(vocab_size=1000, context_length=spec.context_length),
             scheduler=self.scheduler,
             constraints=Constraints(None),  # type: ignore[arg-type]
+            prefixes=prefixes,
             ranks=self.ranks,
             clock=LoopClock(),
         )
@@ -354,7 +360,7 @@ class VirtualRegion:
 
     def _fleet(self, number: int) -> Fleet:
         traffic = {MODEL: ModelTraffic(16, 32)}
-        return Fleet(RouterId(f"router_{number}"), self._clock, random.Random(number), traffic, self._dial)
+        return Fleet(RouterId(f"router_{number}"), self._clock, random.Random(number), traffic, self._dial, [HOME])
 
     @asynccontextmanager
     async def _dial(self, address: str) -> AsyncIterator[Any]:
@@ -389,7 +395,7 @@ class VirtualRegion:
                     host.start()
             listed = [host.entry() for host in self.hosts if host.is_ready]
             for fleet in fleets:
-                directory = control_pb2.WatchReplicasResponse(replicas=listed)
+                directory = control_pb2.WatchReplicasResponse(region=HOME.name, replicas=listed)
                 loop.call_later(self.rng.choice((0.01, 0.3)), fleet.update, directory)
             await asyncio.sleep(0.4)
 

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.prefix import block_keys, child_key, root_key
-from cluster.router.prefixes import PrefixIndex
 
 tokens = st.lists(st.integers(0, 2**32 - 1), max_size=100)
 
@@ -39,22 +38,3 @@ def test_a_chain_grows_block_by_block() -> None:
 def test_a_key_never_changes() -> None:
     """Replicas of one version and routers of another must agree: this value may change only with the protocol."""
     assert block_keys(b"tenant", "revision", range(16), 16)[0].hex() == "82132f79f51d23fdf265dd88498e409e"
-
-
-def test_the_index_counts_leading_blocks_only() -> None:
-    index = PrefixIndex(100)
-    index.promise([b"a", b"b", b"d"])
-    assert index.cached_blocks([b"a", b"b", b"c", b"d"]) == 2
-    assert index.cached_blocks([b"x", b"a"]) == 0
-    assert index.cached_blocks([]) == 0
-
-
-def test_the_index_forgets_the_ends_of_old_chains_first() -> None:
-    index = PrefixIndex(4)
-    index.promise([b"a", b"b", b"c"])
-    index.promise([b"x", b"y"])
-    assert index.cached_blocks([b"a", b"b", b"c"]) == 2
-    assert index.cached_blocks([b"x", b"y"]) == 2
-    index.promise([b"a"])
-    index.promise([b"p", b"q"])
-    assert index.cached_blocks([b"a", b"b"]) == 1
