@@ -20,9 +20,9 @@ export PROMPT
 # The suite talks to this machine alone.
 OFFLINE := env -u http_proxy -u https_proxy -u all_proxy -u HTTP_PROXY -u HTTPS_PROXY -u ALL_PROXY HF_HUB_OFFLINE=1
 
-CHECKS := check-lint check-banned-calls check-imports check-protobuf check-stubs check-types check-lengths
+CHECKS := check-lint check-banned-calls check-imports check-protobuf check-stubs check-chart check-types check-lengths
 
-.PHONY: help setup demo serve test test-fast test-faults test-models check proto constraints bench clean $(CHECKS)
+.PHONY: help setup demo serve test test-fast test-faults test-models check proto chart images constraints bench clean $(CHECKS)
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -71,6 +71,8 @@ check-protobuf:
 	fi
 check-stubs:
 	@$(BIN)/python -m tools.stubs --check && echo "stubs: fresh"
+check-chart:
+	@$(BIN)/python -m tools.chart_schema --check && echo "chart schema: fresh"
 check-types:
 	@$(BIN)/mypy
 check-lengths:
@@ -79,6 +81,9 @@ check-lengths:
 proto: $(READY) ## Regenerate the stubs beside the .proto files
 	@$(BIN)/buf lint proto
 	@$(BIN)/python -m tools.stubs
+
+chart: $(READY) ## Bring the Helm chart's schema up to what argosy.yaml takes
+	@$(BIN)/python -m tools.chart_schema
 
 constraints: $(READY) ## Pin what .venv has installed into constraints.txt
 	@$(BIN)/python -m tools.constraints

@@ -12,10 +12,13 @@ import struct
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
+import grpc
 import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from rich.console import Console
 
 from argosy.internal.v1 import control_pb2
@@ -181,7 +184,7 @@ def test_up_check_prints_the_plan_and_starts_nothing(home: Path) -> None:
     assert "\x1b" not in done.stdout, "no colours on a pipe"
 
 
-@pytest.mark.parametrize("command", [["generate", "hello"], ["chat"], ["status"]])
+@pytest.mark.parametrize("command", [["generate", "hello"], ["chat"], ["status"], ["health"]])
 def test_nobody_there_is_one_line(command: list[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -189,6 +192,23 @@ def test_nobody_there_is_one_line(command: list[str]) -> None:
     assert done.returncode == 1
     assert "argosy up" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_health_is_an_exit_status() -> None:
+    server = grpc.server(ThreadPoolExecutor(1))
+    servicer = health.HealthServicer()
+    servicer.set("up", health_pb2.HealthCheckResponse.SERVING)
+    servicer.set("down", health_pb2.HealthCheckResponse.NOT_SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        up, down, unknown = (argosy("health", "--address", address, "--service", name) for name in ("up", "down", "x"))
+    finally:
+        server.stop(None)
+    assert (up.returncode, up.stdout) == (0, "up: SERVING\n")
+    assert (down.returncode, down.stdout) == (1, "down: NOT_SERVING\n")
+    assert_one_line(unknown, f"{address} knows no service 'x'")
 
 
 def test_a_router_told_to_end_with_its_parent_does(home: Path) -> None:
