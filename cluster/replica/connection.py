@@ -11,7 +11,6 @@ import asyncio
 from argosy.internal.v1 import replica_pb2
 from cluster.errors import ServiceError
 from cluster.replica.prefix_log import BlockNews
-from cluster.replica.prefix_log import BlockNews
 
 
 class Connection:
@@ -55,16 +54,6 @@ class Connection:
         deltas = list(self._deltas.values())
         self._deltas.clear()
         return deltas
-
-    def probed(self, number: int) -> None:
-        """The router wants to know how long an answer takes."""
-        self._probe = number
-        self._awake.set()
-
-    def take_probe(self) -> int | None:
-        """The newest probe that is to be answered."""
-        probe, self._probe = self._probe, None
-        return probe
 
     def probed(self, number: int) -> None:
         """The router wants to know how long an answer takes."""

@@ -32,7 +32,6 @@ from cluster.replica.constraints import Constraints
 from cluster.replica.observer import Observer, Unobserved
 from cluster.replica.plan import EndReason, Refused, Request, RequestKey, SequenceEvent, StepPlan
 from cluster.replica.prefix_log import PrefixLog
-from cluster.replica.prefix_log import PrefixLog
 from cluster.replica.scheduler import Scheduler
 from cluster.replica.step_costs import StepCostFit
 from cluster.replica.step_message import step_input
@@ -99,7 +98,6 @@ class Engine:
         scheduler: Scheduler,
         constraints: Constraints,
         prefixes: PrefixLog,
-        prefixes: PrefixLog,
         ranks: Ranks,
         clock: Clock,
         num_ranks: int = 1,
@@ -110,8 +108,6 @@ class Engine:
         self.state: control_pb2.ReplicaState = control_pb2.REPLICA_STATE_LOADING
         self.reason = ""
         self.step = 0
-        self.prefixes = prefixes
-        """Hears of the scheduler's blocks."""
         self.prefixes = prefixes
         """Hears of the scheduler's blocks."""
         self._epoch = epoch
