@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+from typing import Any
 
 import grpc.aio
 
@@ -15,6 +18,10 @@ from cluster.control.service import Control, Directory, RegionView
 from cluster.logs import configure_logging
 from cluster.peers import Role
 from cluster.rpc import private_listen, private_server
+from cluster.telemetry.controller import ControllerMetrics
+from cluster.telemetry.exporter import exported
+
+logger = logging.getLogger(__name__)
 
 
 class ControllerActor:
@@ -26,6 +33,8 @@ class ControllerActor:
         self._server: grpc.aio.Server | None = None
         self._loop_task: asyncio.Task[None] | None = None
         self._controller: Controller | None = None
+        self._exports = contextlib.ExitStack()
+        self._metrics: str | None = None
 
     async def start(self) -> str:
         """Adopt what runs, then serve and reconcile in the background.
@@ -37,7 +46,8 @@ class ControllerActor:
             ConfigurationError: a checkpoint cannot be read or the address cannot be bound.
         """
         configure_logging(region=self._config.region)
-        self._controller = Controller(self._config, RayBackend(self._config.ray), SystemClock(), self._view)
+        metrics = ControllerMetrics()
+        self._controller = Controller(self._config, RayBackend(self._config.ray), SystemClock(), self._view, metrics)
         identity = self._config.peers.identity(Role.CONTROLLER)
         self._server = private_server(identity)
         control_pb2_grpc.add_DirectoryServiceServicer_to_server(Directory(self._view), self._server)  # type: ignore[no-untyped-call]
@@ -46,6 +56,11 @@ class ControllerActor:
         await self._controller.adopt()
         await self._server.start()
         self._loop_task = asyncio.create_task(self._controller.run())
+        listen = self._config.metrics.controller
+        self._metrics = self._exports.enter_context(
+            exported(metrics.registry, listen, "metrics.controller", self._targets)
+        )
+        logger.info("metrics: %s", self._metrics or "off")
         return address
 
     async def status(self) -> bytes:
@@ -58,4 +73,19 @@ class ControllerActor:
             self._loop_task.cancel()
             self._loop_task = None
         if self._controller is not None:
+            await asyncio.to_thread(self._exports.close)
             await self._controller.shut_down()
+
+    def _targets(self) -> list[dict[str, Any]]:
+        """Every port of the region that Prometheus can scrape. The status is replaced as a whole, so any thread may
+        read it."""
+        status = self._view.status
+        found: list[dict[str, Any]] = [{"targets": [self._metrics], "labels": {"job": "argosy-controller"}}]
+        if self._config.metrics.router:
+            found.append({"targets": [self._config.metrics.router], "labels": {"job": "argosy-router"}})
+        found += [
+            {"targets": [replica.metrics_address], "labels": {"job": "argosy-engine", "replica_id": replica.replica_id}}
+            for replica in status.replicas
+            if replica.metrics_address
+        ]
+        return [{**one, "labels": {**one["labels"], "region": status.region}} for one in found]

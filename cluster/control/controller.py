@@ -16,11 +16,13 @@ from cluster.config import ArgosyConfig
 from cluster.control.backend import Backend, BackendError
 from cluster.control.placement import UnplaceableError
 from cluster.control.plan import ReplicaPlan, WantedReplica, plan_replica, wanted_replicas
+from cluster.control.progress import READY, ProgressBook
 from cluster.control.reconcile import Health, Observation, Phase, Policy, Record, Start, Stop, reconcile
 from cluster.control.report import directory_entry, replica_status
 from cluster.control.service import RegionView
 from cluster.errors import ConfigurationError
 from cluster.ids import Epoch, RegionId, ReplicaId
+from cluster.telemetry.controller import ControllerMetrics, ReplicaFigures
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,14 @@ _HEALTH = {
 class Controller:
     """One region's controller. All methods run on one event loop."""
 
-    def __init__(self, config: ArgosyConfig, backend: Backend, clock: Clock, view: RegionView) -> None:
+    def __init__(
+        self,
+        config: ArgosyConfig,
+        backend: Backend,
+        clock: Clock,
+        view: RegionView,
+        metrics: ControllerMetrics | None = None,
+    ) -> None:
         """
         Raises:
             ConfigurationError: a checkpoint cannot be read.
@@ -49,6 +58,9 @@ class Controller:
         self._backend = backend
         self._clock = clock
         self._view = view
+        self._metrics = metrics or ControllerMetrics()
+        self._progress = ProgressBook()
+        self._config = config
         self._policy = Policy(start_timeout=config.controller.start_timeout_seconds)
         self._wanted = {replica.replica_id: replica for replica in wanted_replicas(config)}
         self._num_ranks = sum(replica.dims.world_size for replica in self._wanted.values())
@@ -117,7 +129,9 @@ class Controller:
             plan = plan_replica(self._wanted[replica_id], await self._backend.inventory(), self._num_ranks)
             self._plans[replica_id] = plan
             self._wanted[replica_id] = _settled(self._wanted[replica_id], plan)
-            await self._backend.start(plan, plan.spec(self._region, epoch, secrets.token_bytes(32), self._peers))
+            spec = plan.spec(self._region, epoch, secrets.token_bytes(32), self._peers)
+            config = self._config
+            await self._backend.start(plan, replace(spec, metrics=config.metrics, traces=config.traces, log=config.log))
         except UnplaceableError as error:
             self._observe(replica_id, epoch, Health.UNPLACED, str(error))
         except (BackendError, ConfigurationError) as error:
@@ -164,15 +178,37 @@ class Controller:
             replica_status(record, self._wanted[replica_id], self._plans.get(replica_id), self._told.get(replica_id))
             for replica_id, record in self._records.items()
         ]
-        self._view.publish(statuses, [directory_entry(status) for status in statuses if _takes_requests(status)])
+        now = self._clock.monotonic()
+        self._view.publish(
+            statuses,
+            [directory_entry(status) for status in statuses if _takes_requests(status)],
+            [self._progress.progress(status, self._records[ReplicaId(status.replica_id)], now) for status in statuses],
+        )
+        self._metrics.observe(map(_figures, statuses))
+
+    def _count(self, old: Record | None, record: Record) -> None:
+        model = self._wanted[record.replica_id].section.name
+        if record.phase is Phase.STARTING:
+            self._metrics.building(model, record.replica_id)
+        elif record.phase is Phase.FAILED:
+            self._metrics.failed(model, record.replica_id)
+        elif record.phase is Phase.READY and old is not None:
+            self._metrics.ready(model, record.since - old.since)
 
     def _log_changes(self, before: dict[ReplicaId, Record]) -> None:
         for replica_id, record in self._records.items():
             old = before.get(replica_id)
             if old is None or old.phase is not record.phase:
                 level = logging.WARNING if record.phase is Phase.FAILED else logging.INFO
+                self._count(old, record)
                 reason = f": {record.reason}" if record.reason else ""
                 logger.log(level, "%s epoch %d is %s%s", replica_id, record.epoch, record.phase.value, reason)
+
+
+def _figures(status: control_pb2.ReplicaStatus) -> ReplicaFigures:
+    state = control_pb2.ReplicaState.Name(status.state).removeprefix("REPLICA_STATE_").lower()
+    ready = sum(rank.phase == READY for rank in status.ranks)
+    return ReplicaFigures(status.model, status.replica_id, state, len(status.ranks), ready)
 
 
 def _settled(wanted: WantedReplica, plan: ReplicaPlan) -> WantedReplica:

@@ -36,6 +36,8 @@ def replica_status(
     )
     if told is not None:
         status.address = told.address
+        status.metrics_address = told.metrics_address
+        status.active_seconds = told.active_seconds
         if told.HasField("load"):
             status.load.CopyFrom(told.load)
         if told.HasField("coefficients"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc.aio
@@ -22,12 +22,23 @@ class RegionView:
     def __init__(self, region: str) -> None:
         self.directory = control_pb2.WatchReplicasResponse(region=region, version=1)
         self.status = control_pb2.GetStatusResponse(region=region)
+        self.progress = control_pb2.WatchProgressResponse(region=region)
         self._changed = asyncio.Event()
+        self._moved = asyncio.Event()
 
-    def publish(self, replicas: list[control_pb2.ReplicaStatus], directory: list[control_pb2.DirectoryEntry]) -> None:
-        """Replace both; wake the watchers if the directory differs."""
+    def publish(
+        self,
+        replicas: list[control_pb2.ReplicaStatus],
+        directory: list[control_pb2.DirectoryEntry],
+        progress: Sequence[control_pb2.ReplicaProgress] = (),
+    ) -> None:
+        """Replace all of them; wake the watchers of what differs."""
         region = self.status.region
         self.status = control_pb2.GetStatusResponse(region=region, replicas=replicas)
+        if list(progress) != list(self.progress.replicas):
+            self.progress = control_pb2.WatchProgressResponse(region=region, replicas=progress)
+            self._moved.set()
+            self._moved = asyncio.Event()
         if directory == list(self.directory.replicas):
             return
         grown = _members(directory) != _members(self.directory.replicas)
@@ -35,6 +46,13 @@ class RegionView:
         self.directory = control_pb2.WatchReplicasResponse(region=region, version=version, replicas=directory)
         self._changed.set()
         self._changed = asyncio.Event()
+
+    async def watch_progress(self) -> AsyncIterator[control_pb2.WatchProgressResponse]:
+        """The progress now, and again whenever it changes; a slow reader skips what is overtaken."""
+        while True:
+            moved = self._moved
+            yield self.progress
+            await moved.wait()
 
     async def watch(self) -> AsyncIterator[control_pb2.WatchReplicasResponse]:
         """The directory now, and again whenever it changes; a slow reader skips what is overtaken."""
@@ -96,6 +114,12 @@ class Control(control_pb2_grpc.ControlServiceServicer):
         self, request: control_pb2.GetStatusRequest, context: Context
     ) -> control_pb2.GetStatusResponse:
         return self._view.status
+
+    async def WatchProgress(  # noqa: N802
+        self, request: control_pb2.WatchProgressRequest, context: Context
+    ) -> AsyncIterator[control_pb2.WatchProgressResponse]:
+        async for progress in self._view.watch_progress():
+            yield progress
 
     async def Shutdown(  # noqa: N802
         self, request: control_pb2.ShutdownRequest, context: Context

@@ -75,6 +75,7 @@ class GroupCommit:
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._is_closed = False
         self.num_commits = 0
+        self._committing_since: float | None = None
 
     def start(self) -> None:
         """
@@ -89,6 +90,17 @@ class GroupCommit:
         self._is_closed = True
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
+
+    @property
+    def num_waiting(self) -> int:
+        """Operations that no commit has taken yet."""
+        return self._queue.qsize()
+
+    @property
+    def lag_seconds(self) -> float:
+        """How long the commit that runs has been running: whatever waits has waited no longer than twice that."""
+        since = self._committing_since
+        return 0.0 if since is None else self._clock.monotonic() - since
 
     def submit(self, operation: Operation) -> asyncio.Future[Any]:
         """Do it in the next commit; the future is done once it is on disk."""
@@ -124,7 +136,9 @@ class GroupCommit:
                     break
                 entry = self._queue.get()
             if entries:
+                self._committing_since = self._clock.monotonic()
                 self._commit(entries)
+                self._committing_since = None
                 self._hand_back(entries)
         if self._database is not None:
             self._database.close()

@@ -88,7 +88,9 @@ RESERVED_TOKENS = Metric(
     "argosy_router_reserved_tokens", "gauge", "Completion tokens that open requests have reserved in the ledger."
 )
 LEDGER_LAG = Metric(
-    "argosy_router_ledger_lag_seconds", "gauge", "Age of the oldest change that waits for the ledger's disk."
+    "argosy_router_ledger_lag_seconds",
+    "gauge",
+    "How long the ledger's commit has been running; 0 if none is.",
 )
 LEDGER_WAITING = Metric("argosy_router_ledger_waiting_changes", "gauge", "Changes that wait for the ledger's disk.")
 TENANT_TOKENS = Metric(

@@ -25,14 +25,12 @@ REPLICA_STATE_DRAINING: ReplicaState
 REPLICA_STATE_FAILED: ReplicaState
 
 class WatchReplicasRequest(_message.Message):
-    __slots__ = ("router_id", "wants_prefixes", "metrics_address")
+    __slots__ = ("router_id", "wants_prefixes")
     ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
     WANTS_PREFIXES_FIELD_NUMBER: _ClassVar[int]
-    METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     router_id: str
     wants_prefixes: bool
-    metrics_address: str
-    def __init__(self, router_id: _Optional[str] = ..., wants_prefixes: _Optional[bool] = ..., metrics_address: _Optional[str] = ...) -> None: ...
+    def __init__(self, router_id: _Optional[str] = ..., wants_prefixes: _Optional[bool] = ...) -> None: ...
 
 class WatchReplicasResponse(_message.Message):
     __slots__ = ("region", "version", "replicas")
