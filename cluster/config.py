@@ -23,6 +23,7 @@ from pydantic import (
 
 from cluster.errors import ConfigurationError
 from model.quantization import Quantization
+from model.quantization import Quantization
 from cluster.peers import Identity, PeerFiles, Role, is_loopback
 
 
@@ -96,6 +97,9 @@ class ModelSection(_Section):
     """Where ranks run. auto: cuda if the nodes have enough GPUs, else cpu."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic type. auto: float32 on cpu, bfloat16 on cuda."""
+    quantization: Quantization = "none"
+    """What weights are made into as they are loaded. none: they stay as the checkpoint has them. int8: 8-bit integers.
+    int4: 4-bit integers in groups of 32, embedding and head int8. docs/quantization.md says what that costs and brings."""
     context_length: int | None = Field(None, ge=16)
     """Most tokens of prompt and answer together. Default: the checkpoint's own limit."""
     threads_per_rank: int | None = Field(None, ge=1, le=256)

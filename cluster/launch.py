@@ -12,6 +12,7 @@ from typing import Literal
 from cluster.config import EngineConfig, LogConfig, MetricsConfig, PeersConfig, TracesConfig
 from cluster.ids import Epoch, ModelName, RegionId, ReplicaId
 from model.parallel.dims import ParallelDims, RankCoordinates
+from model.quantization import Quantization
 
 Device = Literal["cpu", "cuda"]
 CollectivesKind = Literal["nccl", "gloo", "shared_memory"]
@@ -41,6 +42,7 @@ class ReplicaSpec:
     """KV blocks, the same on every rank."""
     threads_per_rank: int
     engine: EngineConfig
+    quantization: Quantization
     secret: bytes
     """32 random bytes of this epoch: proves membership on the step channel."""
     peers: PeersConfig = field(default_factory=PeersConfig)

@@ -20,11 +20,13 @@ from model.layers.workspace import Workspace
 from model.parallel.context import ParallelContext, single_rank_context
 from model.parallel.dims import ParallelDims
 from model.parallel.partition import partition
+from model.quantization import Quantization
 from model.registry import find_architecture
 from model.sampler import Sampler
 from model.sampling_params import SamplingParams
 from model.stage import Stage
 from model.weights.loader import load_stage_weights
+from model.weights.quantised import Int8Weight
 from model.weights.tables import spec_for
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -48,6 +50,8 @@ class ShardOptions:
     """A row's bits do not depend on its neighbours. Always so on CPU."""
     allow_untested_gpu: bool = False
     """Run code that was never run on a GPU."""
+    quantization: Quantization = "none"
+    """What weights are made into as they are loaded."""
 
 
 class Shard:
@@ -82,7 +86,7 @@ class Shard:
             options.directory,
             config,
             context.shard,
-            spec_for(config),
+            spec_for(config, options.quantization),
             dtype=DTYPES[options.dtype],
             device=torch.device(options.device),
             on_progress=on_progress,
@@ -119,14 +123,17 @@ class Shard:
 
 
 def warm_up_kernels(block_size: int = 16) -> None:
-    """Run a tiny model, so that every kernel of a Llama is compiled and kept on disk for later processes."""
+    """Run tiny models, so that every kernel of a Llama is compiled and kept on disk for later processes."""
     context = single_rank_context(partition(_TINY, ParallelDims())[0])
     options = ShardOptions(Path(), "float32", "cpu", num_blocks=2, block_size=block_size, deterministic=True)
     drawn = SamplingRow(0, SamplingParams(), choice=0, position=0)
     one, two = np.ones(1, np.int32), np.array([0, 1], np.int32)
     batch = Batch(two, two, 2 * two, 2 * one, np.zeros((1, 1), np.int32), (drawn,))
+    # Products take 8-bit and 4-bit weights by the same kernels.
+    small = {name: Int8Weight.of(weight) if weight.dim() == 2 else weight for name, weight in _tiny_weights().items()}
     with one_at_a_time():
-        Shard(_TINY, _tiny_weights(), options, context).run(batch)
+        for weights in (_tiny_weights(), small):
+            Shard(_TINY, weights, options, context).run(batch)
 
 
 _TINY = ModelConfig(

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from model.architectures.interface import Architecture, DecoderLayer, StageParts, Weights
 from model.batch import Batch, Int32Array
-from model.layers.embedding import ParallelEmbedding, ParallelHead
+from model.layers.embedding import ParallelEmbedding, ParallelHead, Table
+from model.layers.integer_linear import IntegerLinear
 from model.layers.linear import PackedLinear
 from model.layers.norm import RMSNorm
 
@@ -35,9 +36,10 @@ class Stage:
             self.norm = RMSNorm(norm, config.rms_norm_eps, parts.workspace)
             self.head = ParallelHead(weight, parts.workspace)
         if self._first:
-            table: Tensor | PackedLinear | None = embedding
-            if self._last and config.tie_word_embeddings and isinstance(self.head.product, PackedLinear):
-                table = self.head.product
+            table: Table | None = embedding
+            head_product = self.head.product if self._last and config.tie_word_embeddings else None
+            if isinstance(head_product, PackedLinear | IntegerLinear):
+                table = head_product
             assert table is not None, f"the loader gave no {architecture.embedding}"
             self.embedding = ParallelEmbedding(table, shard.vocab, parts.context.tensor_group, parts.workspace)
         self.layers: list[DecoderLayer] = [

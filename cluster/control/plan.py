@@ -15,6 +15,7 @@ from cluster.launch import CollectivesKind, Device, Dtype, ReplicaSpec
 from model.config import ModelConfig, UnsupportedModelError
 from model.parallel.dims import ParallelDims
 from model.parallel.partition import PartitionError, RankShard, kv_block_bytes, partition
+from model.quantization import cut_quantum
 from model.weights.tables import weight_bytes
 
 BYTES_PER_ELEMENT: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -83,6 +84,7 @@ class ReplicaPlan:
             num_blocks=self.num_blocks,
             threads_per_rank=self.threads_per_rank,
             engine=self.section.engine,
+            quantization=self.section.quantization,
             secret=secret,
             peers=peers,
         )
@@ -178,6 +180,11 @@ def plan_replica(wanted: WantedReplica, free: Sequence[Node], num_ranks: int) ->
     dtype: Dtype = section.dtype if section.dtype != "auto" else ("bfloat16" if device == "cuda" else "float32")
     if device == "cpu" and dtype != "float32":
         raise ConfigurationError(f"model {section.name}: dtype {dtype} is not served on cpu; use float32 or auto")
+    if section.quantization != "none" and shape.quantisation is not None:
+        raise ConfigurationError(
+            f"model {section.name}: quantization {section.quantization}: the checkpoint is already quantised "
+            f"({shape.quantisation.method}); use none"
+        )
     width = BYTES_PER_ELEMENT[dtype]
     block_bytes = [kv_block_bytes(shape, shard, section.engine.block_size, width) for shard in shards]
     num_blocks = int(section.engine.kv_cache) // max(block_bytes)
@@ -201,7 +208,7 @@ def plan_replica(wanted: WantedReplica, free: Sequence[Node], num_ranks: int) ->
                 shard=shard,
                 node=placement.stage_nodes[shard.coordinates.stage],
                 device=device,
-                weight_bytes=weight_bytes(shape, shard, width),
+                weight_bytes=weight_bytes(shape, shard, width, section.quantization),
                 kv_bytes=num_blocks * bytes_,
             )
             for shard, bytes_ in zip(shards, block_bytes, strict=True)
@@ -211,7 +218,7 @@ def plan_replica(wanted: WantedReplica, free: Sequence[Node], num_ranks: int) ->
 
 def _cut(wanted: WantedReplica) -> tuple[RankShard, ...]:
     try:
-        return partition(wanted.shape, wanted.dims)
+        return partition(wanted.shape, wanted.dims, quantum=cut_quantum(wanted.section.quantization))
     except PartitionError as error:
         dims = wanted.dims
         where = f"tensor_parallel {dims.tp}, pipeline_parallel {dims.pp}"
@@ -222,7 +229,7 @@ def _cut(wanted: WantedReplica) -> tuple[RankShard, ...]:
 def _place(wanted: WantedReplica, free: Sequence[Node]) -> tuple[Device, Placement]:
     def can_cut(dims: ParallelDims) -> bool:
         try:
-            partition(wanted.shape, dims)
+            partition(wanted.shape, dims, quantum=cut_quantum(wanted.section.quantization))
         except PartitionError:
             return False
         return True

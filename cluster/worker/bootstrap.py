@@ -16,6 +16,7 @@ from cluster.worker.state import WorkerState
 from cluster.worker.stepper import Runner
 from model.config import ModelConfig
 from model.parallel.partition import partition
+from model.quantization import cut_quantum
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +65,7 @@ def load_shard(spec: WorkerSpec, state: WorkerState, wait_rendezvous: Callable[[
         block_size=replica.engine.block_size,
         deterministic=replica.engine.deterministic,
         allow_untested_gpu=replica.engine.allow_untested_gpu,
+        quantization=replica.quantization,
     )
     shard = Shard.load(options, context, state.loaded)
     state.enter("warming")
@@ -83,7 +85,8 @@ def _make_context(
 
     replica, coordinates = spec.replica, spec.coordinates
     world_rank = coordinates.stage * replica.dims.tp + coordinates.tp_rank
-    shard = partition(ModelConfig.from_checkpoint(replica.directory), replica.dims)[world_rank]
+    quantum = cut_quantum(replica.quantization)
+    shard = partition(ModelConfig.from_checkpoint(replica.directory), replica.dims, quantum=quantum)[world_rank]
     store = None
     kind, _ = supported_kind(replica.collectives)
     if kind != "shared_memory" and replica.dims.world_size > 1:

@@ -125,12 +125,13 @@ def _take_mlp(weights: Weights, prefix: str, parts: StageParts, first_column: in
 
 def _take(weights: Weights, name: str, parts: StageParts, row_offset: int = 0, column_offset: int = 0) -> Weight:
     """A product's weight; where it is quantised, the offsets say where this rank's slice lies in the whole."""
-    weight, quantisation = weights.pop(f"{name}.weight"), parts.config.quantisation
+    quantisation = parts.config.quantisation
     if quantisation is None:
+        weight: Weight = weights.pop(f"{name}.weight")
         return weight
     block = quantisation.block
-    scales = weights.pop(f"{name}.weight_scale_inv")
-    return BlockFP8Weight(weight, scales, block, row_offset % block, column_offset % block)
+    eighths, scales = weights.pop(f"{name}.weight"), weights.pop(f"{name}.weight_scale_inv")
+    return BlockFP8Weight(eighths, scales, block, row_offset % block, column_offset % block)
 
 
 DEEPSEEK_V3 = Architecture(build_layer=_layer)

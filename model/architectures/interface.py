@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -14,8 +14,9 @@ from model.layers.rotary import RotaryEmbedding
 from model.layers.workspace import Workspace
 from model.parallel.context import ParallelContext
 
-Weights = dict[str, Tensor]
-"""This rank's slices by their names in the checkpoint. Whoever uses one pops it: repacking holds no second copy."""
+Weights = dict[str, Any]
+"""This rank's slices by their names in the checkpoint: tensors, and `QuantisedWeight`s where a product can have one.
+Whoever uses one pops it: repacking holds no second copy."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ Two rules hold in every kernel. Strict IEEE: no reassociation, so that what is w
 order in which the terms of one output element are added depends on that element's row alone, never on how many
 rows, threads or tiles there are: equal rows give equal bits.
 
-Compiled code is kept in a directory named by a hash over these sources. Numba's own check looks at one file at a time
-and would keep a kernel whose helper in another file has changed.
+Compiled code is kept in a directory named by a hash over these sources and what they import. Numba's own check looks at
+one file at a time and would keep a kernel whose helper in another file has changed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _cache_directory() -> Path:
     """Where compiled kernels of this version of the sources live."""
     here = Path(__file__).parent
     digest = hashlib.sha256(numba.__version__.encode())
-    for source in sorted(here.glob("*.py")):
+    for source in [*sorted(here.glob("*.py")), here.parent / "quantization.py"]:
         digest.update(source.read_bytes())
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "argosy" / "kernels" / digest.hexdigest()[:16]

@@ -15,7 +15,17 @@ from numba.extending import intrinsic as _numba_intrinsic
 P = ParamSpec("P")
 R = TypeVar("R")
 
-HAS_AVX512 = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
+
+def _cpu_features() -> dict[str, bool]:
+    """What the processor that is compiled for can do, by LLVM's names: this one, or the one that numba is told of."""
+    chosen: str | None = numba.config.CPU_FEATURES  # type: ignore[attr-defined]  # set at run time
+    if chosen is None:
+        return dict(llvmlite.binding.get_host_cpu_features())
+    return {item[1:]: item.startswith("+") for item in chosen.split(",") if item}
+
+
+CPU_FEATURES = _cpu_features()
+HAS_AVX512 = CPU_FEATURES.get("avx512f", False)
 """True if a 16-lane vector is one register; otherwise it takes two."""
 
 

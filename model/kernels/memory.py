@@ -63,6 +63,15 @@ def fetch(address: int, num_bytes: int) -> None:
         fetch_line(address + offset)
 
 
+def _byte_at(typing_context: Any, address: Any, index: Any) -> Any:
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, values: Any) -> ir.Value:
+        return builder.zext(builder.load(_element(builder, values[0], values[1], ir.IntType(8))), _INT64)
+
+    return types.intp(types.intp, types.intp), codegen
+
+
+byte_at = intrinsic(_byte_at)
+"""byte_at(address, index): element of a uint8 array."""
 int32_at = _reader(ir.IntType(32), types.intp)
 """int32_at(address, index): element of an int32 array."""
 int64_at = _reader(_INT64, types.intp)

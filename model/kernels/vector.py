@@ -118,6 +118,12 @@ def _emit_store_first(builder: ir.IRBuilder, address: ir.Value, value: ir.Value,
     builder.call(function, [value, _pointer(builder, address, _FLOATS), _INT32(4), mask])
 
 
+def _emit_store_bytes(builder: ir.IRBuilder, address: ir.Value, value: ir.Value) -> None:
+    whole = ir.VectorType(ir.IntType(8), LANES)
+    numbers = builder.trunc(builder.fptosi(value, _WORDS), whole)
+    builder.store(numbers, _pointer(builder, address, whole), align=1)
+
+
 def _emit_drop_outside(builder: ir.IRBuilder, value: ir.Value, low: ir.Value, high: ir.Value) -> ir.Value:
     never = ir.Constant(_FLOATS, [float("-inf")] * LANES)
     return builder.select(_lanes_between(builder, low, high), value, never)
@@ -139,6 +145,8 @@ load_range = operation(floats, (types.intp,) * 3, _emit_load_range)
 """load_range(address, low, high): as `load_first`, for the lanes in [low, high)."""
 store_first = operation(types.void, (types.intp, floats, types.intp), _emit_store_first)
 """store_first(address, value, count): the memory behind the other lanes is not touched."""
+store_bytes = operation(types.void, (types.intp, floats), _emit_store_bytes)
+"""store_bytes(address, value): whole numbers in [-128, 127] as sixteen int8."""
 drop_outside = operation(floats, (floats, types.intp, types.intp), _emit_drop_outside)
 """drop_outside(value, low, high): minus infinity in the lanes that are not in [low, high)."""
 splat = operation(floats, (types.float32,), lambda builder, x: splat_value(builder, x, _FLOATS))

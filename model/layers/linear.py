@@ -6,6 +6,7 @@ results of all ranks (Shoeybi et al., 2019). T packed tokens, N outputs, K input
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -13,9 +14,10 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from model.kernels import matmul
-from model.layers.workspace import Workspace
+from model.layers.integer_linear import IntegerGatedLinear, IntegerLinear
+from model.layers.workspace import Workspace, address_of
 from model.parallel.context import TensorGroup
-from model.weights.quantised import QuantisedWeight
+from model.weights.quantised import Int4Weight, Int8Weight, IntegerWeight, QuantisedWeight
 
 Weight = Tensor | QuantisedWeight
 """A weight [N, K]; quantised ones stay so in memory."""
@@ -40,7 +42,7 @@ class PackedLinear:
     def __call__(self, x_TK: Tensor) -> Tensor:
         rows, space = x_TK.shape[0], self._workspace
         y_TN = space.take(self._name, rows, self.out_features)
-        x, (w, bias) = _address(x_TK), self._addresses
+        x, (w, bias) = address_of(x_TK), self._addresses
         matmul.product(
             space.threads, x, w, bias, y_TN.data_ptr(), space.scratch, rows, self.in_features, self.out_features
         )
@@ -63,7 +65,7 @@ class PackedGatedLinear:
     def __call__(self, x_TK: Tensor) -> Tensor:
         rows, space = x_TK.shape[0], self._workspace
         y_TN = space.take(self._name, rows, self.out_features)
-        x, (w, bias) = _address(x_TK), self._addresses
+        x, (w, bias) = address_of(x_TK), self._addresses
         matmul.gated_product(
             space.threads, x, w, bias, y_TN.data_ptr(), space.scratch, rows, self.in_features, self.out_features
         )
@@ -93,12 +95,6 @@ class TorchGatedLinear:
         return functional.silu(gate) * up
 
 
-def _address(x_TK: Tensor) -> int:
-    """Address of a tensor that a kernel reads row by row without gaps."""
-    assert x_TK.is_contiguous(), "kernels read rows without gaps"
-    return x_TK.data_ptr()
-
-
 class QuantisedLinear:
     """Any device: the weight stays as small as it is stored, and is expanded for each product."""
 
@@ -112,6 +108,8 @@ class QuantisedLinear:
 
 def make_linear(weight_NK: Weight, bias_N: Tensor | None, workspace: Workspace, name: str) -> LinearKernel:
     """The product for the workspace's device. `name` is the workspace buffer that holds results."""
+    if isinstance(weight_NK, Int8Weight | Int4Weight) and workspace.device.type == "cpu":
+        return IntegerLinear(weight_NK, bias_N, workspace, name)
     if not isinstance(weight_NK, Tensor):
         return QuantisedLinear(weight_NK, bias_N, workspace, name)
     if workspace.device.type == "cpu":
@@ -134,13 +132,22 @@ class QKVParallelLinear(ColumnParallelLinear):
 
     def __init__(
         self,
-        weights: tuple[Tensor, Tensor, Tensor],
+        weights: tuple[Weight, Weight, Weight],
         biases: tuple[Tensor | None, Tensor | None, Tensor | None],
         workspace: Workspace,
         name: str = "qkv",
     ) -> None:
         present = [bias for bias in biases if bias is not None]
-        super().__init__(torch.cat(weights), torch.cat(present) if present else None, workspace, name)
+        super().__init__(_stack(weights), torch.cat(present) if present else None, workspace, name)
+
+
+def _stack(weights: Sequence[Weight]) -> Weight:
+    """One weight whose rows are those of all, in order; all are of one form."""
+    if isinstance(weights[0], Int8Weight):
+        return Int8Weight.stack([weight for weight in weights if isinstance(weight, Int8Weight)])
+    if isinstance(weights[0], Int4Weight):
+        return Int4Weight.stack([weight for weight in weights if isinstance(weight, Int4Weight)])
+    return torch.cat([weight for weight in weights if isinstance(weight, Tensor)])
 
 
 class GatedColumnParallelLinear:
@@ -148,17 +155,24 @@ class GatedColumnParallelLinear:
 
     def __init__(
         self,
-        gate_NK: Tensor,
-        up_NK: Tensor,
+        gate_NK: Tensor | IntegerWeight,
+        up_NK: Tensor | IntegerWeight,
         biases: tuple[Tensor | None, Tensor | None],
         workspace: Workspace,
         name: str = "gated",
     ) -> None:
         self.product: LinearKernel
-        if workspace.device.type == "cpu":
-            self.product = PackedGatedLinear(gate_NK, up_NK, biases, workspace, name)
+        if isinstance(gate_NK, Tensor):
+            assert isinstance(up_NK, Tensor), "gate and up are of one form"
+            on_cpu = workspace.device.type == "cpu"
+            self.product = (
+                PackedGatedLinear(gate_NK, up_NK, biases, workspace, name)
+                if on_cpu
+                else TorchGatedLinear(gate_NK, up_NK, biases)
+            )
         else:
-            self.product = TorchGatedLinear(gate_NK, up_NK, biases)
+            assert not isinstance(up_NK, Tensor), "gate and up are of one form"
+            self.product = IntegerGatedLinear((gate_NK, up_NK), biases, workspace, name)
 
     def __call__(self, x_TK: Tensor) -> Tensor:
         return self.product(x_TK)

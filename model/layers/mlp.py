@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import torch
 import torch.nn.functional as functional
@@ -13,6 +13,7 @@ from model.kernels import activation as kernels
 from model.layers.linear import GatedColumnParallelLinear, LinearKernel, Weight, make_linear
 from model.layers.workspace import Workspace
 from model.parallel.context import TensorGroup
+from model.weights.quantised import Int4Weight, Int8Weight, IntegerWeight
 
 _KINDS = {"silu": kernels.SILU, "gelu_tanh": kernels.GELU_TANH, "clamped_swiglu": kernels.CLAMPED_SWIGLU}
 _ALPHA = 1.702
@@ -45,7 +46,7 @@ class GatedMLP:
 
     def __init__(self, weights: MLPWeights, activation: Activation, space: Workspace, name: str = "delta") -> None:
         gate, up, biases = weights.gate, weights.up, (weights.gate_bias, weights.up_bias)
-        if activation.kind == "silu" and isinstance(gate, Tensor) and isinstance(up, Tensor):
+        if activation.kind == "silu" and _fuses(gate, space) and _fuses(up, space):
             self._gated: LinearKernel = GatedColumnParallelLinear(gate, up, biases, space)
         else:
             self._gated = _ActivatedProducts(weights, activation, space)
@@ -53,6 +54,11 @@ class GatedMLP:
 
     def __call__(self, x_TH: Tensor) -> Tensor:
         return self._down(self._gated(x_TH))
+
+
+def _fuses(weight: Weight, space: Workspace) -> TypeGuard[Tensor | IntegerWeight]:
+    """Whether there is a product with the activation in it."""
+    return isinstance(weight, Tensor) or (isinstance(weight, Int8Weight | Int4Weight) and space.device.type == "cpu")
 
 
 class ParallelMLP:

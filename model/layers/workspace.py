@@ -40,3 +40,9 @@ class Workspace:
                 self._buffers[name, columns] = buffer
             view = self._views[name, rows, columns] = buffer[:rows]
         return view
+
+
+def address_of(x_TK: Tensor) -> int:
+    """Address of a tensor that a kernel reads row by row without gaps."""
+    assert x_TK.is_contiguous(), "kernels read rows without gaps"
+    return x_TK.data_ptr()

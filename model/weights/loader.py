@@ -17,9 +17,11 @@ from torch import Tensor
 from model.config import ModelConfig
 from model.parallel.partition import HeadShard, RankShard
 from model.weights.checkpoint import WeightsError, match_spec, read_headers
+from model.weights.quantised import Int4Weight, Int8Weight, IntegerWeight
 from model.weights.shard_spec import Cut, ShardSpec, TensorRule, dim_span, local_shape, rank_bytes
 
 OnProgress = Callable[[int, int], None]
+_FORMS: dict[str, type[IntegerWeight]] = {"int8": Int8Weight, "int4": Int4Weight}
 
 
 def load_stage_weights(
@@ -31,7 +33,7 @@ def load_stage_weights(
     dtype: torch.dtype,
     device: torch.device | str,
     on_progress: OnProgress,
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor | IntegerWeight]:
     """The weights of one rank by the names of `spec`; layers keep their numbers in the whole model.
 
     Padded heads are there already: zero rows of q_proj, zero columns of o_proj. Where embeddings are tied, the head has
@@ -49,7 +51,7 @@ def load_stage_weights(
     # Tied weights are one tensor.
     rules = {tensor.source: tensor.rule for tensor in wanted}
     total = rank_bytes(spec, shard, dtype.itemsize)
-    loaded: dict[str, Tensor] = {}
+    loaded: dict[str, Tensor | IntegerWeight] = {}
     num_bytes = 0
     with ExitStack() as stack:
         files: dict[Path, Any] = {}
@@ -61,10 +63,19 @@ def load_stage_weights(
                 tensor = _read(files[file].get_slice(source), shard, rule, dtype)
             except (OSError, SafetensorError) as error:
                 raise WeightsError(f"tensor {source} cannot be read from {file.name}: {error}") from error
-            loaded[source] = tensor.to(device)
-            num_bytes += tensor.nbytes
+            held = _hold(source, tensor, rule).to(device)
+            loaded[source] = held
+            num_bytes += held.nbytes
             on_progress(num_bytes, total)
     return {tensor.name: loaded[tensor.source] for tensor in wanted}
+
+
+def _hold(source: str, tensor: Tensor, rule: TensorRule) -> Tensor | IntegerWeight:
+    """The tensor as the rank keeps it."""
+    try:
+        return tensor if rule.made is None else _FORMS[rule.made].of(tensor)
+    except ValueError as error:
+        raise WeightsError(f"tensor {source}: {error}") from error
 
 
 def _read(stored: Any, shard: RankShard, rule: TensorRule, dtype: torch.dtype) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from model.config import ModelConfig
 from model.parallel.partition import RankShard, Span
+from model.quantization import IntegerForm, integer_bytes
 
 
 class Cut(enum.Enum):
@@ -73,6 +74,8 @@ class TensorRule:
     """Held in memory as it is stored, whatever the dtype of the model: quantised weights, their scales."""
     bytes_kept: int = 0
     """Bytes of an element that is kept."""
+    made: IntegerForm | None = None
+    """What its tensors, which are matrices, are made into as they are loaded; None: the model's dtype."""
 
     @property
     def source(self) -> str:
@@ -178,9 +181,12 @@ def rank_bytes(spec: ShardSpec, shard: RankShard, bytes_per_element: float) -> i
     """
     converted = kept = 0
     for rule in spec.rules:
-        elements = math.prod(local_shape(shard, rule)) * _count(rule, shard)
+        shape, count = local_shape(shard, rule), _count(rule, shard)
+        elements = math.prod(shape) * count
         if rule.kept:
             kept += elements * rule.bytes_kept
+        elif rule.made:
+            kept += integer_bytes(rule.made, *shape) * count
         else:
             converted += elements
     return math.ceil(converted * bytes_per_element) + kept

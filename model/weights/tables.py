@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from model.config import ModelConfig
 from model.config_parts import UnsupportedModelError
 from model.parallel.partition import RankShard
+from model.quantization import IntegerForm, Quantization
 from model.weights.shard_spec import Cut, Dim, Place, ShardSpec, TensorRule, rank_bytes
 
 Rules = Iterator[TensorRule]
@@ -185,16 +186,29 @@ def _deepseek_v3(t: Table) -> Rules:
         yield from t.mlp("mlp.shared_experts", Cut.SHARED_INTERMEDIATE, layers=sparse)
 
 
+def _is_product(rule: TensorRule) -> bool:
+    """Whether it is a large matrix of a layer. Routers are not: they are small, and an error sends tokens elsewhere."""
+    is_router = rule.name.endswith((".gate.weight", ".router.weight"))
+    return len(rule.dims) == 2 and rule.place is Place.EACH_LAYER and rule.name.endswith(".weight") and not is_router
+
+
 def _with_block_scales(rules: Rules, block: int) -> Rules:
-    """FP8: the products of every layer are 8-bit floats, with a scale for each square block; not so routers."""
+    """FP8: the products of every layer are 8-bit floats, with a scale for each square block."""
     for rule in rules:
-        is_product = len(rule.dims) == 2 and rule.place is Place.EACH_LAYER and not rule.name.endswith(".gate.weight")
-        if not is_product:
+        if not _is_product(rule):
             yield rule
             continue
         yield replace(rule, stored_as=("F8_E4M3",), kept=True, bytes_kept=1)
         scales = tuple(dim.of_blocks(block) for dim in rule.dims)
         yield replace(rule, name=rule.name + "_scale_inv", dims=scales, stored_as=("F32",), kept=True, bytes_kept=4)
+
+
+def _made_smaller(rules: Rules, form: IntegerForm) -> Rules:
+    """Products become integers as they are loaded; embedding and head 8-bit ones."""
+    for rule in rules:
+        is_vocabulary = any(dim.cut is Cut.VOCAB for dim in rule.dims)
+        made: IntegerForm | None = "int8" if is_vocabulary else form if _is_product(rule) else None
+        yield replace(rule, made=made)
 
 
 TABLES: Mapping[str, Callable[[Table], Rules]] = {
@@ -210,11 +224,11 @@ TABLES: Mapping[str, Callable[[Table], Rules]] = {
 """By `ModelConfig.architecture`."""
 
 
-def spec_for(config: ModelConfig) -> ShardSpec:
+def spec_for(config: ModelConfig, quantization: Quantization = "none") -> ShardSpec:
     """The tensors of a model.
 
     Raises:
-        UnsupportedModelError: there is no table for its architecture.
+        UnsupportedModelError: there is no table for its architecture, or its weights cannot be made smaller.
     """
     if config.architecture not in TABLES:
         known = ", ".join(TABLES)
@@ -223,12 +237,22 @@ def spec_for(config: ModelConfig) -> ShardSpec:
     rules = TABLES[config.architecture](table)
     if config.quantisation is not None and config.quantisation.method == "fp8":
         rules = _with_block_scales(rules, config.quantisation.block)
+    if quantization != "none" and config.quantisation is not None:
+        raise UnsupportedModelError(
+            f"quantization {quantization}: the checkpoint is already quantised ({config.quantisation.method}); "
+            "use quantization none"
+        )
     ignored = ["model.layers.*.self_attn.rotary_emb.inv_freq"]
     if config.architecture == "DeepseekV3ForCausalLM":
         ignored.append(f"model.layers.{config.num_layers}.*")  # published with one more layer, which drafts tokens
-    return ShardSpec(tuple(table.around(rules)), tuple(ignored))
+    whole = table.around(rules)
+    if quantization != "none":
+        whole = _made_smaller(whole, quantization)
+    return ShardSpec(tuple(whole), tuple(ignored))
 
 
-def weight_bytes(config: ModelConfig, shard: RankShard, bytes_per_element: float) -> int:
+def weight_bytes(
+    config: ModelConfig, shard: RankShard, bytes_per_element: float, quantization: Quantization = "none"
+) -> int:
     """Bytes of this rank's weights, padding included. `bytes_per_element` may be fractional."""
-    return rank_bytes(spec_for(config), shard, bytes_per_element)
+    return rank_bytes(spec_for(config, quantization), shard, bytes_per_element)

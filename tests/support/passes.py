@@ -12,6 +12,7 @@ from model.batch import Batch, SamplingRow
 from model.parallel.context import ParallelContext, single_rank_context
 from model.parallel.dims import ParallelDims
 from model.parallel.partition import partition
+from model.quantization import Quantization
 from model.sampling_params import SamplingParams
 from model.shard import Shard, ShardOptions
 
@@ -45,9 +46,16 @@ class Passes:
         self.sequences: list[Running] = []
 
     @classmethod
-    def load(cls, directory: Path, context: ParallelContext | None = None, num_blocks: int = 1024) -> Passes:
+    def load(
+        cls,
+        directory: Path,
+        context: ParallelContext | None = None,
+        num_blocks: int = 1024,
+        quantization: Quantization = "none",
+    ) -> Passes:
         context = context or one_rank(directory)
-        return cls(Shard.load(options(directory, num_blocks), context, lambda loaded, total: None), context)
+        chosen = options(directory, num_blocks, quantization)
+        return cls(Shard.load(chosen, context, lambda loaded, total: None), context)
 
     def add(self, prompt: Sequence[int], params: SamplingParams = GREEDY, choice: int = 0) -> Running:
         running = Running(list(prompt), len(prompt), params, choice)
@@ -101,8 +109,10 @@ class Passes:
             self.step([(running, len(running.tokens) - running.computed) for running in sequences])
 
 
-def options(directory: Path, num_blocks: int = 1024) -> ShardOptions:
-    return ShardOptions(directory, "float32", "cpu", num_blocks, BLOCK_SIZE, deterministic=True)
+def options(directory: Path, num_blocks: int = 1024, quantization: Quantization = "none") -> ShardOptions:
+    return ShardOptions(
+        directory, "float32", "cpu", num_blocks, BLOCK_SIZE, deterministic=True, quantization=quantization
+    )
 
 
 def one_rank(directory: Path) -> ParallelContext:

@@ -20,6 +20,7 @@ from cluster.ids import Epoch, ModelName, RegionId, ReplicaId
 from cluster.launch import CollectivesKind, EngineAddresses, EngineSpec, ReplicaSpec, WorkerSpec
 from cluster.replica.actor import EngineActor
 from model.parallel.dims import ParallelDims
+from model.quantization import Quantization
 
 HOST = "127.0.0.1"
 TESTS = Path(__file__).parents[1]
@@ -72,6 +73,7 @@ def replica_spec(
         num_blocks=num_blocks,
         threads_per_rank=threads_per_rank,
         engine=EngineConfig.model_validate(engine),
+        quantization=quantization,
         secret=secrets.token_bytes(32),
         peers=peers or PeersConfig(),
     )
@@ -121,6 +123,7 @@ def start_worker(
             "context_length": spec.context_length,
             "num_blocks": spec.num_blocks,
             "threads_per_rank": spec.threads_per_rank,
+            "quantization": spec.quantization,
             "engine": spec.engine.model_dump(mode="json"),
             "secret": spec.secret.hex(),
             "peers": spec.peers.model_dump(mode="json"),

@@ -83,7 +83,9 @@ class ThreadLinks:
         """Nothing waits for long."""
 
 
-def run_threads(config: ModelConfig, dims: ParallelDims, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+def run_threads(
+    config: ModelConfig, dims: ParallelDims, function: Callable[..., Any], *arguments: Any, quantum: int = 1
+) -> list[Any]:
     """`function(context, *arguments)` on each rank; the results by world rank. A failed rank fails the test."""
     tables: list[list[Any]] = [[None] * dims.tp for _ in range(dims.pp)]
     barriers = [threading.Barrier(dims.tp) for _ in range(dims.pp)]
@@ -106,7 +108,7 @@ def run_threads(config: ModelConfig, dims: ParallelDims, function: Callable[...,
             for barrier in barriers:
                 barrier.abort()
 
-    shards = partition(config, dims)
+    shards = partition(config, dims, quantum=quantum)
     threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in range(dims.world_size)]
     for thread in threads:
         thread.start()
