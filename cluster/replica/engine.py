@@ -17,7 +17,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -29,8 +29,9 @@ from cluster.ids import Epoch
 from cluster.protocol import REPLICA_PROTOCOL_VERSION
 from cluster.replica.connection import Connection
 from cluster.replica.constraints import Constraints
+from cluster.replica.live import Live, rivals
 from cluster.replica.observer import Observer, Unobserved
-from cluster.replica.plan import EndReason, Refused, Request, RequestKey, SequenceEvent, StepPlan
+from cluster.replica.plan import Refused, Request, RequestKey, SequenceEvent, StepPlan
 from cluster.replica.prefix_log import PrefixLog
 from cluster.replica.scheduler import Scheduler
 from cluster.replica.step_costs import StepCostFit
@@ -40,14 +41,6 @@ from cluster.replica.validate import Limits, read_spec
 
 logger = logging.getLogger(__name__)
 
-_ENDS: dict[EndReason | None, replica_pb2.EndReason] = {
-    None: replica_pb2.END_REASON_UNSPECIFIED,
-    EndReason.STOP: replica_pb2.END_REASON_STOP,
-    EndReason.LENGTH: replica_pb2.END_REASON_LENGTH,
-    EndReason.DEADLINE: replica_pb2.END_REASON_DEADLINE,
-}
-
-Logprobs = replica_pb2.TokenLogprobsData
 SampledRow = tuple[RequestKey, int, int]
 """Request, choice, index of the token in the choice."""
 
@@ -57,24 +50,6 @@ class Ranks(Protocol):
 
     def send_step(self, step: int, message: bytes, predicted_seconds: float) -> None: ...
     def close(self) -> None: ...
-
-
-@dataclass(slots=True)
-class _Live:
-    """A request that still has open choices."""
-
-    connection: Connection
-    stream_id: int
-    spec: replica_pb2.GenerationSpec
-    open_choices: set[int]
-    logprobs: dict[tuple[int, int], Logprobs] = field(default_factory=dict)
-    """By choice and token index, until the token itself is delivered."""
-    has_begun: bool = False
-    """A token of it was sampled here."""
-    queued_at: float | None = None
-    """When it arrived; None once it is in a step."""
-    device_seconds: float = 0.0
-    """Since its last delta."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +94,7 @@ class Engine:
         self._max_in_flight = num_stages + 1
         self._connections: dict[int, Connection] = {}
         self._connection_ids = itertools.count(1)
-        self._live: dict[RequestKey, _Live] = {}
+        self._live: dict[RequestKey, Live] = {}
         self._opening: set[asyncio.Task[None]] = set()
         self._flights: deque[_Flight] = deque()
         self._times = StepTimes()
@@ -161,11 +136,14 @@ class Engine:
         spec, key = message.spec, (connection.connection_id, message.stream_id)
         if key in self._live:
             raise ServiceError(Reason.INTERNAL, f"stream {message.stream_id} is in use")
-        live = _Live(connection, message.stream_id, spec, {choice.index for choice in spec.choices} or {0})
+        live = Live(connection, message.stream_id, spec, {choice.index for choice in spec.choices} or {0})
         live.queued_at = now = self._clock.monotonic()
         try:
             if self.state != control_pb2.REPLICA_STATE_READY:
-                self._end_all_choices(live, replica_pb2.END_REASON_ERROR, "the replica takes no new requests")
+                live.end(replica_pb2.END_REASON_ERROR, "the replica takes no new requests")
+                return
+            if not self._supersede(spec):
+                live.end(replica_pb2.END_REASON_SUPERSEDED, "")
                 return
             request = read_spec(spec, key, self._limits, now)
             if request.needs_permits:
@@ -173,23 +151,31 @@ class Engine:
             else:
                 self._scheduler.submit(request, now)
         except Refused as refusal:
-            self._end_all_choices(live, replica_pb2.END_REASON_REFUSED, str(refusal))
+            live.end(replica_pb2.END_REASON_REFUSED, str(refusal))
             return
         except Exception as error:  # no request may end the engine
             logger.exception("request %s could not be queued", spec.request_id)
-            self._end_all_choices(live, replica_pb2.END_REASON_ERROR, type(error).__name__)
+            live.end(replica_pb2.END_REASON_ERROR, type(error).__name__)
             return
         self._live[key] = live
         self._idle.clear()
         self._awake.set()
 
-    def _open_later(self, live: _Live, request: Request) -> None:
+    def _supersede(self, spec: replica_pb2.GenerationSpec) -> bool:
+        """End what is here of the request's earlier generations; False if a later one is here."""
+        earlier, is_late = rivals(self._live, spec)
+        for key in earlier:
+            self._live[key].end(replica_pb2.END_REASON_SUPERSEDED, "")
+            self._drop(key)
+        return not is_late
+
+    def _open_later(self, live: Live, request: Request) -> None:
         """Queue a request with a grammar once that is compiled; what runs goes on meanwhile."""
         task = asyncio.get_running_loop().create_task(self._open(live, request))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
 
-    async def _open(self, live: _Live, request: Request) -> None:
+    async def _open(self, live: Live, request: Request) -> None:
         end = detail = None
         try:
             places = await self._constraints.open(live.spec)
@@ -203,7 +189,7 @@ class Engine:
             logger.exception("request %s could not be constrained", live.spec.request_id)
             end, detail = replica_pb2.END_REASON_ERROR, type(error).__name__
         if end is not None and detail is not None and self._live.get(request.key) is live:
-            self._end_all_choices(live, end, detail)
+            live.end(end, detail)
             self._forget(request.key)
         self._awake.set()
 
@@ -318,7 +304,7 @@ class Engine:
             if can_go_on:
                 self._scheduler.permit(key, choice)
             elif live := self._live.get(key):
-                self._end_all_choices(live, replica_pb2.END_REASON_REFUSED, "grammar: it is too costly to follow")
+                live.end(replica_pb2.END_REASON_REFUSED, "grammar: it is too costly to follow")
                 self._drop(key)
 
     def _send(self, plan: StepPlan, now: float) -> None:
@@ -380,39 +366,17 @@ class Engine:
         live = self._live.get(event.key)
         if live is None:
             return
-        live.has_begun = True
-        delta = replica_pb2.TokenDelta(
-            stream_id=live.stream_id,
-            choice=event.choice,
-            first_index=event.first_index,
-            token_ids=event.token_ids,
-            end=_ENDS[event.end],
-            cached_prompt_tokens=event.cached_prompt_tokens,
-            device_seconds=live.device_seconds,
-        )
-        live.device_seconds = 0.0
-        if live.logprobs:
-            indices = range(event.first_index, event.first_index + len(event.token_ids))
-            delta.logprobs.extend(live.logprobs.pop((event.choice, index)) for index in indices)
-        live.connection.add(delta)
+        live.tell(event)
         if not event.end:
             self._constraints.advance(event.key, event.choice, event.token_ids[-1])
         else:
             self._constraints.forget(event.key, event.choice)
-            live.open_choices.discard(event.choice)
             if not live.open_choices:
                 self._forget(event.key)
 
-    def _end_all_choices(self, live: _Live, end: replica_pb2.EndReason, detail: str, *, suspect: bool = False) -> None:
-        for choice in sorted(live.open_choices):
-            delta = replica_pb2.TokenDelta(
-                stream_id=live.stream_id, choice=choice, end=end, detail=detail, suspect=suspect
-            )
-            live.connection.add(delta)
-
     def _end_all_requests(self, detail: str, suspects: Collection[RequestKey] = ()) -> None:
         for key, live in self._live.items():
-            self._end_all_choices(live, replica_pb2.END_REASON_ERROR, detail, suspect=key in suspects)
+            live.end(replica_pb2.END_REASON_ERROR, detail, suspect=key in suspects)
         self._live.clear()
         self._idle.set()
 

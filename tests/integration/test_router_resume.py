@@ -1,4 +1,4 @@
-"""A client that lost its stream goes on at another router: exactly what is missing comes, and the books have one row."""
+"""A client that lost its stream goes on at another router: what is missing comes, and the books have one row."""
 
 from __future__ import annotations
 
@@ -152,19 +152,26 @@ async def test_the_stream_that_was_left_ends(smollm2_dir: Path, tmp_path: Path) 
     ask = request(max_tokens=300, sampling={"seed": 5})
     async with region_of_routers(smollm2_dir, tmp_path, replica(step_seconds=0.01)) as (first, second):
         part = Reply()
+        asked = api.GenerateRequest()
         async with rpc.channel(first.address, link=rpc.Link.PUBLIC) as channel:
             stub: Any = inference_pb2_grpc.InferenceServiceStub(channel)
-            call = stub.Generate(ask, timeout=60)
-            while len(part.deltas) < 10:
-                part.add(await call.read())
-            running = asyncio.create_task(read(second.address, resumption(ask, part)))
-            late = 0
+
+            async def read_on() -> None:
+                async for event in stub.Generate(ask, timeout=60):
+                    part.add(event)
+                    if len(part.deltas) == 10:
+                        asked.CopyFrom(resumption(ask, part))
+
+            reading = asyncio.create_task(read_on())
+            async with asyncio.timeout(20):
+                while not asked.HasField("resume"):
+                    await asyncio.sleep(0.01)
+            rest = await read(second.address, asked)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                async for _ in call:
-                    late += 1
+                await reading
             assert rpc.to_service_error(caught.value).reason in (Reason.RESERVATION_LOST, Reason.RESUMED_ELSEWHERE)
-            assert late < 200, "long before its own end"
-            await running
+        assert len(part.token_ids()) < 200, "long before its own end"
+        assert len(rest.token_ids()) == 290
 
 
 @run_async

@@ -1,0 +1,77 @@
+"""The requests that still have open choices, and what their routers are told of them. Knows deltas and connections; no
+scheduler, no ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from argosy.internal.v1 import replica_pb2
+from cluster.replica.connection import Connection
+from cluster.replica.plan import EndReason, RequestKey, SequenceEvent
+
+_ENDS: dict[EndReason | None, replica_pb2.EndReason] = {
+    None: replica_pb2.END_REASON_UNSPECIFIED,
+    EndReason.STOP: replica_pb2.END_REASON_STOP,
+    EndReason.LENGTH: replica_pb2.END_REASON_LENGTH,
+    EndReason.DEADLINE: replica_pb2.END_REASON_DEADLINE,
+}
+
+Logprobs = replica_pb2.TokenLogprobsData
+
+
+@dataclass(slots=True)
+class Live:
+    """One of them."""
+
+    connection: Connection
+    stream_id: int
+    spec: replica_pb2.GenerationSpec
+    open_choices: set[int]
+    logprobs: dict[tuple[int, int], Logprobs] = field(default_factory=dict)
+    """By choice and token index, until the token itself is delivered."""
+    has_begun: bool = False
+    """A token of it was sampled here."""
+    queued_at: float | None = None
+    """When it arrived; None once it is in a step."""
+    device_seconds: float = 0.0
+    """Since its last delta."""
+
+    def tell(self, event: SequenceEvent) -> None:
+        """Its router hears of new tokens, or of the end of a choice."""
+        self.has_begun = True
+        delta = replica_pb2.TokenDelta(
+            stream_id=self.stream_id,
+            choice=event.choice,
+            first_index=event.first_index,
+            token_ids=event.token_ids,
+            end=_ENDS[event.end],
+            cached_prompt_tokens=event.cached_prompt_tokens,
+            device_seconds=self.device_seconds,
+        )
+        self.device_seconds = 0.0
+        if self.logprobs:
+            indices = range(event.first_index, event.first_index + len(event.token_ids))
+            delta.logprobs.extend(self.logprobs.pop((event.choice, index)) for index in indices)
+        self.connection.add(delta)
+        if event.end:
+            self.open_choices.discard(event.choice)
+
+    def end(self, end: replica_pb2.EndReason, detail: str, *, suspect: bool = False) -> None:
+        """Its router hears that every choice which is still open ends."""
+        for choice in sorted(self.open_choices):
+            delta = replica_pb2.TokenDelta(
+                stream_id=self.stream_id, choice=choice, end=end, detail=detail, suspect=suspect
+            )
+            self.connection.add(delta)
+
+
+def rivals(live: Mapping[RequestKey, Live], spec: replica_pb2.GenerationSpec) -> tuple[list[RequestKey], bool]:
+    """Who else has the request that `spec` is: its client may have resumed it, at another router, since it was sent.
+
+    Returns:
+        Those of an earlier generation, which must end; and whether one of a later generation is here: then `spec` must.
+    """
+    same = [(key, entry.spec.generation) for key, entry in live.items() if entry.spec.request_id == spec.request_id]
+    earlier = [key for key, generation in same if generation < spec.generation]
+    return earlier, any(generation > spec.generation for _, generation in same)
