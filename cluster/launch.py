@@ -45,6 +45,8 @@ class ReplicaSpec:
     quantization: Quantization
     secret: bytes
     """32 random bytes of this epoch: proves membership on the step channel."""
+    speeds: tuple[float, ...] = ()
+    """Relative speed of each rank's device, by which the model is cut; empty: all alike."""
     peers: PeersConfig = field(default_factory=PeersConfig)
     """Certificates of engine and workers."""
     metrics: MetricsConfig = field(default_factory=MetricsConfig)

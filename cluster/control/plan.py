@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cluster.config import ArgosyConfig, ModelSection, PeersConfig
 from cluster.control.placement import Placement, UnplaceableError, place, take
+from cluster.control.room import check_room
 from cluster.control.topology import Node
 from cluster.errors import ConfigurationError
 from cluster.ids import Epoch, ModelName, RegionId, ReplicaId
@@ -87,6 +88,7 @@ class ReplicaPlan:
             quantization=self.section.quantization,
             secret=secret,
             peers=peers,
+            speeds=self.placement.speeds,
         )
 
 
@@ -147,8 +149,9 @@ def plan_region(config: ArgosyConfig, nodes: Sequence[Node]) -> list[ReplicaPlan
             plan = plan_replica(replica, free, num_ranks)
         except UnplaceableError as error:
             raise ConfigurationError(f"replica {replica.replica_id} cannot be placed: {error}") from None
-        free = take(free, plan.placement, plan.dims, plan.device)
+        free = take(free, plan.placement, plan.device)
         plans.append(plan)
+    check_room("all replicas", [rank for plan in plans for rank in plan.ranks])
     return plans
 
 
@@ -172,6 +175,8 @@ def plan_replica(wanted: WantedReplica, free: Sequence[Node], num_ranks: int) ->
     section, shape, dims = wanted.section, wanted.shape, wanted.dims
     shards = _cut(wanted)
     device, placement = _place(wanted, free)
+    if placement.speeds:
+        shards = _cut(wanted, placement.speeds)
     if device == "cuda" and not section.engine.allow_untested_gpu:
         raise ConfigurationError(
             f"model {section.name}: parts of the GPU path never ran on a GPU (docs/gpu-status.md); "
@@ -190,7 +195,7 @@ def plan_replica(wanted: WantedReplica, free: Sequence[Node], num_ranks: int) ->
     num_blocks = int(section.engine.kv_cache) // max(block_bytes)
     context_length = _context_length(wanted, num_blocks, max(block_bytes))
     cores = sum(node.cores for node in free)
-    return ReplicaPlan(
+    plan = ReplicaPlan(
         replica_id=wanted.replica_id,
         model=ModelName(section.name),
         directory=wanted.directory,
@@ -206,7 +211,7 @@ def plan_replica(wanted: WantedReplica, free: Sequence[Node], num_ranks: int) ->
         ranks=tuple(
             RankPlan(
                 shard=shard,
-                node=placement.stage_nodes[shard.coordinates.stage],
+                node=placement.rank_nodes[shard.coordinates.stage][shard.coordinates.tp_rank],
                 device=device,
                 weight_bytes=weight_bytes(shape, shard, width, section.quantization),
                 kv_bytes=num_blocks * bytes_,
@@ -214,11 +219,14 @@ def plan_replica(wanted: WantedReplica, free: Sequence[Node], num_ranks: int) ->
             for shard, bytes_ in zip(shards, block_bytes, strict=True)
         ),
     )
+    check_room(f"model {section.name}", plan.ranks)
+    return plan
 
 
-def _cut(wanted: WantedReplica) -> tuple[RankShard, ...]:
+def _cut(wanted: WantedReplica, speeds: tuple[float, ...] = ()) -> tuple[RankShard, ...]:
     try:
-        return partition(wanted.shape, wanted.dims, quantum=cut_quantum(wanted.section.quantization))
+        quantum = cut_quantum(wanted.section.quantization)
+        return partition(wanted.shape, wanted.dims, quantum=quantum, weights=speeds or None)
     except PartitionError as error:
         dims = wanted.dims
         where = f"tensor_parallel {dims.tp}, pipeline_parallel {dims.pp}"

@@ -1,7 +1,7 @@
 """Ray as the controller uses it: nodes, placement groups, detached named actors. Control imports ray nowhere else.
 
-Ray places and supervises processes; it never sees a token. A replica is one placement group with one bundle a stage (a
-bundle never leaves its node, so neither does a tensor group), pinned to the nodes that `placement` chose.
+Ray places and supervises processes; it never sees a token. A replica is one placement group with one bundle for the
+ranks of a stage on a node, pinned to the node that `placement` chose.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,11 +82,13 @@ class RayBackend:
             await _reserved(processes.group)
             # Every process is on its way before any is waited for: together they take as long as the slowest.
             processes.engine = self._actor(ENGINE_ACTOR, spec, "engine", processes.group)
+            bundles = _bundles(plan)
             for rank in plan.ranks:
                 at = rank.shard.coordinates
                 role = f"worker/{at.stage}/{at.tp_rank}"
                 gpus = 1 if plan.device == "cuda" else 0
-                worker = self._actor(WORKER_ACTOR, spec, role, processes.group, bundle=at.stage, gpus=gpus)
+                bundle = bundles.index((at.stage, rank.node.node_id))
+                worker = self._actor(WORKER_ACTOR, spec, role, processes.group, bundle=bundle, gpus=gpus)
                 processes.workers.append(worker)
             addresses: EngineAddresses = await _answer(
                 processes.engine.start.remote(EngineSpec(spec, plan.placement.engine_node.host)), PROCESS_SECONDS
@@ -161,17 +164,23 @@ class RayBackend:
         return f"argosy/{self._namespace}/{replica_id}/epoch"
 
 
+def _bundles(plan: ReplicaPlan) -> list[tuple[int, str]]:
+    """(stage, node id) of each bundle; the engine's is the first."""
+    return list(dict.fromkeys((rank.shard.coordinates.stage, rank.node.node_id) for rank in plan.ranks))
+
+
 def _ask_for_group(plan: ReplicaPlan, spec: ReplicaSpec) -> PlacementGroup:
-    tp = float(plan.dims.tp)
-    bundles = [{"CPU": tp + (1.0 if stage == 0 else 0.0)} for stage in range(plan.dims.pp)]
+    ranks = Counter((rank.shard.coordinates.stage, rank.node.node_id) for rank in plan.ranks)
+    places = _bundles(plan)
+    bundles = [{"CPU": float(ranks[place]) + (1.0 if index == 0 else 0.0)} for index, place in enumerate(places)]
     if plan.device == "cuda":
-        bundles = [{**bundle, "GPU": tp} for bundle in bundles]
+        bundles = [{**bundle, "GPU": float(ranks[place])} for bundle, place in zip(bundles, places, strict=True)]
     group: PlacementGroup = placement_group(
         bundles,
         strategy="PACK",
         name=f"{spec.replica_id}/{spec.epoch}",
         lifetime="detached",
-        bundle_label_selector=[{NODE_LABEL: node.node_id} for node in plan.placement.stage_nodes],
+        bundle_label_selector=[{NODE_LABEL: node_id} for _, node_id in places],
     )
     return group
 

@@ -8,7 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 LOOPBACK = "127.0.0.1"
+
+# Labels of Ray nodes (`ray start --labels KEY=VALUE,...`, or rayStartParams.labels of a KubeRay group).
+LINK_DOMAIN_LABEL = "argosy.io/link-domain"
+"""Nodes with the same value reach each other's GPUs over one fast link, such as an NVLink switch over several machines.
+A tensor group never leaves it. Without the label a node is a domain of its own."""
+RACK_LABEL = "argosy.io/rack"
+"""Nodes with the same value are near: stages that follow each other are kept there. Without it nodes count as near."""
+DEVICE_LABEL = "ray.io/accelerator-type"
+"""Kind of GPU, such as H100. Ray sets it by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +35,37 @@ class Node:
     cores: int
     """Cores that the ranks' threads share."""
     labels: Mapping[str, str] = field(default_factory=dict)
+    memory_bytes: int = 0
+    """Of the machine, not of its GPUs; 0: unknown."""
+
+    @property
+    def link_domain(self) -> str:
+        """What a tensor group on GPUs never leaves."""
+        return self.labels.get(LINK_DOMAIN_LABEL) or self.node_id
+
+    @property
+    def rack(self) -> str:
+        return self.labels.get(RACK_LABEL, "")
+
+    @property
+    def device_kind(self) -> str:
+        """Kind of its GPUs, as Ray found out; empty if unknown."""
+        return self.labels.get(DEVICE_LABEL, "")
 
 
 def this_machine(num_cpus: int) -> Node:
     """The node that a local Ray cluster will consist of, known before Ray runs."""
-    return Node("this machine", LOOPBACK, num_cpus, count_gpus(), available_cores())
+    return Node("this machine", LOOPBACK, num_cpus, count_gpus(), available_cores(), {}, total_memory())
 
 
 def available_cores() -> int:
     """Cores that this process may run on; containers and taskset often leave fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def total_memory() -> int:
+    """Bytes of memory of this machine."""
+    return int(psutil.virtual_memory().total)
 
 
 def count_gpus(devices: Path = Path("/dev"), visible: str | None = None) -> int:
@@ -70,6 +102,7 @@ def nodes_from_ray(nodes: list[dict[str, Any]], free: Mapping[str, Mapping[str, 
                 gpus=int(available.get("GPU", 0)),
                 cores=available_cores() if local else max(1, total_cpus),
                 labels=dict(raw.get("Labels") or {}),
+                memory_bytes=total_memory() if local else 0,
             )
         )
     return sorted(inventory, key=lambda node: node.node_id)

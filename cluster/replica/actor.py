@@ -46,7 +46,7 @@ class EngineActor:
         self._clock = clock = clock or SystemClock()
         model = ModelConfig.from_checkpoint(replica.directory)
         self._identity = replica.peers.identity(Role.ENGINE)
-        shards = partition(model, replica.dims)
+        shards = partition(model, replica.dims, weights=replica.speeds or None)
         self._executor = Executor(replica, shards, clock)
         self._metrics = EngineMetrics(replica.model, replica.replica_id)
         self._figures = Figures(model, shards, replica.dtype, self._metrics)

@@ -86,7 +86,8 @@ def _make_context(
     replica, coordinates = spec.replica, spec.coordinates
     world_rank = coordinates.stage * replica.dims.tp + coordinates.tp_rank
     quantum = cut_quantum(replica.quantization)
-    shard = partition(ModelConfig.from_checkpoint(replica.directory), replica.dims, quantum=quantum)[world_rank]
+    config, speeds = ModelConfig.from_checkpoint(replica.directory), replica.speeds or None
+    shard = partition(config, replica.dims, quantum=quantum, weights=speeds)[world_rank]
     store = None
     kind, _ = supported_kind(replica.collectives)
     if kind != "shared_memory" and replica.dims.world_size > 1:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cluster.config import ArgosyConfig, parse_config
-from cluster.control.plan import logical_cpus, plan_region, settled
+from cluster.config import ArgosyConfig, PeersConfig, parse_config
+from cluster.control.plan import logical_cpus, plan_region, read_shape, settled
 from cluster.control.topology import Node
 from cluster.errors import ConfigurationError
+from cluster.ids import Epoch, RegionId
+from model.parallel.partition import partition
 
 SHAPE = {
     "architectures": ["LlamaForCausalLM"],
@@ -79,6 +82,32 @@ def test_gpus_are_used_when_there_are_enough_and_change_the_rest(store: Path) ->
     assert [rank.node.node_id for rank in plan.ranks] == ["a", "a", "b", "b"]
     with pytest.raises(ConfigurationError, match=r"set engine\.allow_untested_gpu: true .* or device: cpu"):
         plan_region(configuration(store, **cut), nodes)
+
+
+def gpu_node(name: str, kind: str) -> Node:
+    return Node(name, f"host-{name}", 64, 2, 64, {"ray.io/accelerator-type": kind})
+
+
+def test_a_slower_kind_of_gpu_gets_fewer_layers_and_ranks_are_told(store: Path) -> None:
+    section = {"tensor_parallel": 2, "pipeline_parallel": 2, "engine": {"allow_untested_gpu": True}}
+    (even,) = plan_region(configuration(store, **section), [gpu_node("a", "H100"), gpu_node("b", "H100")])
+    (uneven,) = plan_region(configuration(store, **section), [gpu_node("a", "H100"), gpu_node("b", "L40S")])
+    assert uneven.ranks[-1].shard.layers.size < even.ranks[-1].shard.layers.size
+    spec = uneven.spec(RegionId("r"), Epoch(1), b"", PeersConfig())
+    shape = read_shape(uneven.section, uneven.directory)
+    assert partition(shape, spec.dims, weights=spec.speeds) == tuple(rank.shard for rank in uneven.ranks)
+    assert even.placement.speeds == ()
+
+
+def test_what_does_not_fit_the_devices_memory_is_refused(store: Path) -> None:
+    section = {"engine": {"allow_untested_gpu": True, "kv_cache": "60GiB"}}
+    with pytest.raises(ConfigurationError, match=r"stage 0 needs .* host-a has L40Ss of 48.0 GB; raise tensor"):
+        plan_region(configuration(store, **section), [gpu_node("a", "L40S")])
+    plan_region(configuration(store, **section), [gpu_node("a", "H100")])
+    small = replace(LAPTOP, memory_bytes=10**9)
+    plan_region(configuration(store, replicas=2), [small])
+    with pytest.raises(ConfigurationError, match=r"all replicas: 1\.1 GB .* do not fit 127.0.0.1, which has 1.0 GB"):
+        plan_region(configuration(store, replicas=3), [small])
 
 
 def test_cpu_stages_on_two_nodes_use_gloo(store: Path) -> None:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from cluster.control.capacity.devices import DeviceKind, LinkDomain
+from cluster.control.capacity.devices import DeviceKind, LinkDomain, usable_bytes
 from cluster.control.capacity.step_model import (
     Precision,
     decode_work,
@@ -28,8 +28,6 @@ from model.weights.tables import weight_bytes
 CHUNK_TOKENS = 4096
 """Prompt tokens of a step."""
 MOST_SEQUENCES = 256
-_RESERVED_SHARE, _RESERVED_BYTES = 0.06, 1.5e9
-"""Memory that runtime, graphs and fragmentation take."""
 _MOST_STAGES = 32
 
 
@@ -194,8 +192,7 @@ def _stage(config: ModelConfig, shards: Sequence[RankShard], domain: LinkDomain,
         2.0 * CHUNK_TOKENS * (6 * config.hidden_size + 3 * inner + 2 * len(fullest.heads.slots) * config.head_dim)
     )
     activations += 4.0 * MOST_SEQUENCES * fullest.vocab.size if fullest.is_last_stage else 0.0
-    memory = domain.kind.memory_bytes
-    room = memory * (1 - _RESERVED_SHARE) - _RESERVED_BYTES - max(sizes) - activations
+    room = usable_bytes(domain.kind) - max(sizes) - activations
     tokens = math.floor(room / max(kv_token_bytes(config, shard, precision) for shard in shards)) if room > 0 else 0
     return StagePlan(
         domain, fullest, max(sizes), activations, max(0.0, room), tokens, max(sizes) * len(sizes) / sum(sizes)

@@ -36,6 +36,14 @@ _KINDS = (
 )
 KINDS: Mapping[str, DeviceKind] = {kind.name: kind for kind in _KINDS}
 
+_RESERVED_SHARE, _RESERVED_BYTES = 0.06, 1.5e9
+"""Memory that runtime, graphs and fragmentation take."""
+
+
+def usable_bytes(kind: DeviceKind) -> float:
+    """Memory for weights, keys and values, and activations."""
+    return kind.memory_bytes * (1 - _RESERVED_SHARE) - _RESERVED_BYTES
+
 
 @dataclass(frozen=True, slots=True)
 class LinkDomain:
