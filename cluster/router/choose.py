@@ -8,11 +8,14 @@ replica, in seconds, is how long it waits for its first token there plus how lon
     S    = t0 + dec n + ctx C                                      a decode step now
     W    = pend pre + (pend/B) S + room                            what is queued before it
     d    = dec + ctx (prompt + o/2)                                what its decoding adds to each step
-    cost = rtt + W + (1 + kappa) P + w n (P + o d)
+    D    = o S r/(1 - r)                                           what others' prefills add to its own decoding
+    cost = rtt + W + (1 + kappa) P + w (n (P + o d) + D)
 
 with n running sequences of C context tokens, pend queued prompt tokens, B the step's token budget, o the expected
-answer. kappa = 0.3 + rho/(1 - rho) prices fleet time spent in prefill (rho) as a queue does; `room` is how long running
-sequences take to free the KV blocks that are missing. Cache-first, least-load and nearest are limits of this rule.
+answer, r the share of its time that the replica spends in steps with prefill. kappa = 0.3 + rho/(1 - rho) prices fleet
+time spent so (rho, the mean of r) as a queue does; `room` is how long running sequences take to free the KV blocks that
+are missing. D draws requests away from where prompts are computed, which leaves fewer neighbours there to be made to
+wait by the next prompt. Cache-first, least-load and nearest are limits of this rule.
 """
 
 from __future__ import annotations
@@ -23,10 +26,11 @@ from dataclasses import dataclass
 
 PREFILL_PRICE = 0.3
 """kappa of an idle fleet: computing a prefix again is a cost even where nobody waits."""
-NEIGHBOUR_WEIGHT = 0.05
-"""w: how much a second of each running neighbour counts against a second of this request."""
+DECODE_WEIGHT = 0.035
+"""w: how much a second that decoding is made longer, a neighbour's or its own, counts against one before the first
+token. Found by simulation: docs/scheduling.md."""
 MAX_PREFILL_SHARE = 0.9
-"""Cap of rho: kappa stays below 9.3."""
+"""Cap of rho and r: kappa stays below 9.3."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +85,7 @@ def choose_replica(
     eligible = [candidate for candidate in candidates if candidate.eligible]
     if not eligible:
         return None
-    rho = min(sum([candidate.prefill_share for candidate in eligible]) / len(eligible), MAX_PREFILL_SHARE)
-    price = 1.0 + PREFILL_PRICE + rho / (1.0 - rho)
+    price = 1.0 + PREFILL_PRICE + stretch(sum([candidate.prefill_share for candidate in eligible]) / len(eligible))
     best: list[int] = []
     best_cost = float("inf")
     for index, candidate in enumerate(candidates):
@@ -122,9 +125,12 @@ def marginal_cost(
         # Running sequences give back all they hold within about one answer's length of steps.
         wait += min(missing / candidate.used_tokens, 1.0) * expected_tokens * step
     added = costs.decode_per_sequence + (prompt_tokens + 0.5 * expected_tokens) * costs.decode_per_context_token
-    return (
-        candidate.rtt
-        + wait
-        + prefill_price * prefill
-        + NEIGHBOUR_WEIGHT * running * (prefill + expected_tokens * added)
-    )
+    neighbours = running * (prefill + expected_tokens * added)
+    own = expected_tokens * step * stretch(candidate.prefill_share)
+    return candidate.rtt + wait + prefill_price * prefill + DECODE_WEIGHT * (neighbours + own)
+
+
+def stretch(prefill_share: float) -> float:
+    """By how much of itself other work grows on a device that spends this share of its time in steps with prefill."""
+    share = min(prefill_share, MAX_PREFILL_SHARE)
+    return share / (1.0 - share)

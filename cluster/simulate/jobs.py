@@ -75,7 +75,8 @@ class Runner:
             return tried[load].goodput >= GOOD_ENOUGH
 
         held = load_held(holds, job.load, job.precision)
-        return Result(held, asdict(tried[held]))
+        # A policy that holds no load is shown at the least one tried.
+        return Result(held, asdict(tried[held or min(tried)]))
 
     def _play(self, job: Job, load: float, give_up_below: float) -> Summary:
         scenario = Scenario(**job.scenario)

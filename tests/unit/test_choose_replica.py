@@ -72,6 +72,16 @@ def test_cost_grows_with_the_queue(
     assert marginal_cost(prompt, answer, busier, 0, price) >= before * (1 - 1e-12)
 
 
+@given(candidates, prompts, answers, prices, seconds)
+def test_cost_grows_with_the_time_spent_on_prefills(
+    candidate: Candidate, prompt: int, answer: float, price: float, share: float
+) -> None:
+    low, high = sorted((candidate.prefill_share, share))
+    calmer, busier = (dataclasses.replace(candidate, prefill_share=value) for value in (low, high))
+    before = marginal_cost(prompt, answer, calmer, 0, price)
+    assert marginal_cost(prompt, answer, busier, 0, price) >= before * (1 - 1e-12)
+
+
 @given(candidates, prompts, answers, prices, st.data())
 def test_cost_shrinks_with_the_cached_prefix(
     candidate: Candidate, prompt: int, answer: float, price: float, data: st.DataObject
