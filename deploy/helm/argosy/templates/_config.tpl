@@ -8,7 +8,7 @@
 {{- $_ := set $config "router" (merge (include "argosy.config.router" . | fromYaml) (default dict $config.router)) -}}
 {{- $_ := set $config "ledger" (merge (include "argosy.config.ledger" . | fromYaml) (default dict $config.ledger)) -}}
 {{- $_ := set $config "peers" (include "argosy.config.peers" . | fromYaml) -}}
-{{- $_ := set $config "metrics" (dict "controller" "0.0.0.0:9464" "router" "0.0.0.0:9465" "engines" "0.0.0.0:0") -}}
+{{- $_ := set $config "metrics" (dict "controller" "0.0.0.0:9464" "router" "0.0.0.0:9465" "engines" "0.0.0.0:9466") -}}
 {{- $_ := set $config "log" (merge (default dict $config.log) (dict "format" "json" "files" false)) -}}
 {{- with .Values.regions -}}
 {{- $_ := set $config "regions" . -}}

@@ -81,7 +81,7 @@ readinessProbe:
 {{- $image := .Values.images.engine -}}
 metadata:
   labels:
-    {{- include "argosy.labels" (dict "root" . "component" "head") | nindent 4 }}
+    {{- include "argosy.selector" (dict "root" . "component" "head") | nindent 4 }}
   annotations:
     checksum/ray: {{ include "argosy.ray.checksum" . }}
 spec:
@@ -170,7 +170,7 @@ spec:
 
 {{/* Devices and memory of one pod of a pool. A device is requested by its limit. */}}
 {{- define "argosy.pool.resources" -}}
-{{- $devices := dict -}}
+{{- $devices := deepCopy .extraResources -}}
 {{- if .gpus -}}
 {{- $_ := set $devices .gpuResource .gpus -}}
 {{- end -}}
@@ -205,7 +205,7 @@ spec:
 {{- $image := merge (deepCopy (default dict $pool.image)) $root.Values.images.engine -}}
 metadata:
   labels:
-    {{- include "argosy.labels" (dict "root" $root "component" (printf "pool-%s" $pool.name)) | nindent 4 }}
+    {{- include "argosy.selector" (dict "root" $root "component" (printf "pool-%s" $pool.name)) | nindent 4 }}
   annotations:
     checksum/ray: {{ include "argosy.ray.checksum" $root }}
     {{- with $pool.networks }}

@@ -1,0 +1,290 @@
+"""What the rendered objects must be: who finds whom, who may what, how pods start, end and are kept apart."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.config import parse_config
+from tests.support.helm import CI_FILES, Object, containers, named, of_kind, pod_templates, render
+
+VALUES: list[Path | None] = [None, *CI_FILES]
+
+
+@cache
+def objects(file: Path | None, kuberay: bool = False) -> list[Object]:
+    return render(*([file] if file else []), kuberay=kuberay)
+
+
+def ci(name: str, *, kuberay: bool = False) -> list[Object]:
+    return objects(next(file for file in CI_FILES if file.name == f"{name}-values.yaml"), kuberay)
+
+
+def every_way(test: Any) -> Any:
+    """With each file of values, and with both ways to have Ray."""
+    test = pytest.mark.parametrize("kuberay", [False, True], ids=["statefulsets", "kuberay"])(test)
+    return pytest.mark.parametrize("file", VALUES, ids=lambda file: file.stem if file else "defaults")(test)
+
+
+def environment(container: Object) -> dict[str, Any]:
+    return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in container.get("env", [])}
+
+
+@every_way
+def test_nothing_runs_as_root_or_writes_to_its_image(file: Path | None, kuberay: bool) -> None:
+    for name, template in pod_templates(objects(file, kuberay)):
+        pod = template["spec"]["securityContext"]
+        assert pod["runAsNonRoot"] is True, name
+        assert pod["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        for container in containers(template):
+            security = container["securityContext"]
+            assert security["readOnlyRootFilesystem"] is True, name
+            assert security["allowPrivilegeEscalation"] is False, name
+            assert security["capabilities"]["drop"] == ["ALL"], name
+            added = security["capabilities"].get("add", [])
+            assert set(added) <= {"IPC_LOCK"}, name
+            # What is written goes somewhere: every place that the environment names is on a volume.
+            mounts = [mount["mountPath"] for mount in container.get("volumeMounts", [])]
+            for variable in ("HOME", "ARGOSY_STATE", "HF_HOME", "NUMBA_CACHE_DIR"):
+                path = environment(container).get(variable)
+                assert path is None or not mounts or path.startswith("/tmp"), name
+            assert container["image"].rpartition(":")[2] not in ("", "latest"), name
+
+
+@every_way
+def test_only_locked_memory_is_added_where_adapters_are(file: Path | None, kuberay: bool) -> None:
+    for name, template in pod_templates(objects(file, kuberay)):
+        for container in containers(template):
+            limits = container.get("resources", {}).get("limits", {})
+            adapters = [key for key in limits if key.startswith("rdma/") or key.endswith("/efa")]
+            assert bool(adapters) == ("add" in container["securityContext"]["capabilities"]), name
+
+
+@every_way
+def test_no_pod_has_a_token_of_the_api_that_it_does_not_need(file: Path | None, kuberay: bool) -> None:
+    found = objects(file, kuberay)
+    config = yaml.safe_load(file.read_text()) if file else {}
+    wanted = bool(config.get("discovery", {}).get("enabled"))
+    for name, template in pod_templates(found):
+        asks_the_api = wanted and ("router" in name or "head" in name)
+        assert template["spec"]["automountServiceAccountToken"] is asks_the_api, name
+    for account in of_kind(found, "ServiceAccount"):
+        assert account["automountServiceAccountToken"] is False
+    assert bool(of_kind(found, "ClusterRole") + of_kind(found, "Role")) == wanted
+
+
+@every_way
+def test_every_selector_finds_the_pods_that_it_means(file: Path | None, kuberay: bool) -> None:
+    found = objects(file, kuberay)
+    labels = {name: template["metadata"]["labels"] for name, template in pod_templates(found)}
+
+    def matched(selector: dict[str, str]) -> list[str]:
+        return [name for name, has in labels.items() if selector.items() <= has.items()]
+
+    for item in found:
+        selector = item.get("spec", {}).get("selector") or {}
+        selector = selector.get("matchLabels", selector)
+        name = item["metadata"]["name"]
+        if item["kind"] in ("Deployment", "StatefulSet"):
+            assert matched(selector) == [f"{item['kind']}/{name}"]
+            assert set(selector) == {f"app.kubernetes.io/{key}" for key in ("name", "instance", "component")}
+        elif item["kind"] == "Service" and not name.endswith("-pools"):
+            (pod,) = matched(selector)
+            assert "router" in pod if "router" in name else "head" in pod
+            ports = {port["name"]: port for port in _template(found, pod)["spec"]["containers"][0]["ports"]}
+            assert {port["targetPort"] for port in item["spec"]["ports"]} <= set(ports)
+        elif item["kind"] == "PodDisruptionBudget":
+            (pod,) = matched(selector)
+            assert pod.rpartition("/")[2].removeprefix("r-argosy-").removeprefix("pool-") in name
+            assert item["spec"]["maxUnavailable"] == 1
+
+
+def _template(found: list[Object], name: str) -> Object:
+    return dict(pod_templates(found))[name]
+
+
+@every_way
+def test_every_pod_is_under_a_policy_and_the_default_is_to_deny(file: Path | None, kuberay: bool) -> None:
+    found = objects(file, kuberay)
+    deny = named(found, "NetworkPolicy", "r-argosy-default-deny")["spec"]
+    assert deny["policyTypes"] == ["Ingress", "Egress"]
+    assert not set(deny) & {"ingress", "egress"}
+    ray = named(found, "NetworkPolicy", "r-argosy-ray")["spec"]
+    (components,) = ray["podSelector"]["matchExpressions"]
+    for name, template in pod_templates(found):
+        labels = template["metadata"]["labels"]
+        assert deny["podSelector"]["matchLabels"].items() <= labels.items(), name
+        if name.startswith(("StatefulSet", "RayCluster")):
+            assert labels["app.kubernetes.io/component"] in components["values"]
+    # Ray's ports are open to the release's own pods and, where regions were listed, to their networks.
+    for rule in ray["ingress"]:
+        assert rule["from"], "a rule without `from` lets everybody in"
+    monitoring = ray["ingress"][1]
+    assert [port["port"] for port in monitoring["ports"]] == [9464]
+
+
+@every_way
+def test_ray_never_starts_without_its_token(file: Path | None, kuberay: bool) -> None:
+    seen = 0
+    for _, template in pod_templates(objects(file, kuberay)):
+        for container in template["spec"]["containers"]:
+            if container["command"][0] == "ray" or "up" in container["command"]:
+                has = environment(container)
+                assert has["RAY_AUTH_MODE"] == "token"
+                assert set(has["RAY_AUTH_TOKEN"]) == {"secretKeyRef"}
+                seen += 1
+    assert seen >= 3
+
+
+def test_a_router_has_time_to_end_its_streams() -> None:
+    found = render(sets={"config.router.drain_seconds": 90, "router.preStopSeconds": 7})
+    spec = named(found, "Deployment", "r-argosy-router")["spec"]
+    (router,) = spec["template"]["spec"]["containers"]
+    assert router["lifecycle"]["preStop"] == {"sleep": {"seconds": 7}}
+    assert spec["template"]["spec"]["terminationGracePeriodSeconds"] >= 7 + 90 + 10
+    assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+
+
+def test_a_change_of_models_restarts_routers_and_leaves_ray_alone() -> None:
+    def checksums(found: list[Object]) -> tuple[str, set[str]]:
+        router, ray = "", set()
+        for name, template in pod_templates(found):
+            notes = template["metadata"].get("annotations", {})
+            router = notes.get("checksum/config", router)
+            ray |= {notes["checksum/ray"]} if "checksum/ray" in notes else set()
+            assert not (name.startswith("StatefulSet") and "checksum/config" in notes)
+        return router, ray
+
+    before = checksums(render())
+    models = checksums(render(sets={"config.models": [{"name": "smollm2-135m-instruct", "replicas": 2}]}))
+    image = checksums(render(sets={"images.engine.tag": "0.2.0"}))
+    assert models[0] != before[0]
+    assert models[1] == before[1]
+    assert image[1] != before[1]
+
+
+def test_routers_share_a_node_with_their_file_and_spread_without_one() -> None:
+    sqlite = named(objects(None), "Deployment", "r-argosy-router")["spec"]["template"]["spec"]
+    (together,) = sqlite["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert together["topologyKey"] == "kubernetes.io/hostname"
+    assert named(objects(None), "PersistentVolumeClaim", "r-argosy-ledger")
+    postgres = named(ci("aws"), "Deployment", "r-argosy-router")["spec"]["template"]["spec"]
+    assert "affinity" not in postgres
+    assert {spread["topologyKey"] for spread in postgres["topologySpreadConstraints"]} == {
+        "topology.kubernetes.io/zone",
+        "kubernetes.io/hostname",
+    }
+    assert not [claim for claim in of_kind(ci("aws"), "PersistentVolumeClaim") if "ledger" in claim["metadata"]["name"]]
+    (router,) = postgres["containers"]
+    assert environment(router)["PGPASSWORD"]["secretKeyRef"]["name"] == "ledger-password"
+
+
+def test_unlike_gpus_are_pools_of_their_own() -> None:
+    (cluster,) = of_kind(ci("gcp"), "RayCluster")
+    groups = {group["groupName"]: group for group in cluster["spec"]["workerGroupSpecs"]}
+    commands = {name: group["template"]["spec"]["containers"][0]["command"] for name, group in groups.items()}
+    assert "--num-gpus=8" in commands["h200"]
+    assert "--num-gpus=1" in commands["l4"]
+    assert "--labels=argosy.dev/pool=l4" in commands["l4"]
+    limits = groups["h200"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits["nvidia.com/gpu"] == 8
+    assert groups["l4"]["replicas"] == 2
+    assert cluster["metadata"]["annotations"]["ray.io/overwrite-container-cmd"] == "true"
+
+
+def test_adapters_link_domains_and_shared_memory_reach_the_pod() -> None:
+    template = named(ci("bare-metal"), "StatefulSet", "r-argosy-pool-dgx")["spec"]["template"]
+    pod = template["spec"]
+    assert pod["hostNetwork"] is True
+    assert pod["dnsPolicy"] == "ClusterFirstWithHostNet"
+    assert template["metadata"]["annotations"]["k8s.v1.cni.cncf.io/networks"] == "kube-system/ib-a,kube-system/ib-b"
+    (term,) = pod["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert term["topologyKey"] == "nvidia.com/gpu.clique"
+    (ray,) = pod["containers"]
+    assert ray["resources"]["limits"]["rdma/hca_shared_devices_a"] == 1
+    assert environment(ray)["NCCL_IB_HCA"] == "mlx5"
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "64Gi"}
+    assert {"name": "shm", "mountPath": "/dev/shm"} in ray["volumeMounts"]
+    efa = named(ci("aws"), "StatefulSet", "r-argosy-pool-h200")["spec"]["template"]["spec"]
+    resources = efa["containers"][0]["resources"]
+    assert resources["limits"]["vpc.amazonaws.com/efa"] == resources["requests"]["vpc.amazonaws.com/efa"] == 32
+    assert resources["limits"]["hugepages-2Mi"] == "5120Mi"
+    (preferred,) = efa["affinity"]["podAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert preferred["podAffinityTerm"]["topologyKey"] == "topology.k8s.aws/network-node-layer-3"
+
+
+def test_a_job_fills_a_shared_store_and_pods_wait_for_it() -> None:
+    (job,) = of_kind(ci("aws"), "Job")
+    command = ["argosy", "pull", "--store=/models", "deepseek-ai/DeepSeek-V3"]
+    (puller,) = job["spec"]["template"]["spec"]["containers"]
+    assert puller["command"] == command
+    assert environment(puller)["HF_TOKEN"]["secretKeyRef"] == {"name": "hub-token", "key": "token"}
+    worker = named(ci("aws"), "StatefulSet", "r-argosy-pool-h200")["spec"]["template"]["spec"]
+    assert worker["initContainers"][0]["command"] == command
+    claim = named(ci("aws"), "PersistentVolumeClaim", "r-argosy-models")
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    # A model with a path is somebody else's to bring.
+    for _, template in pod_templates(ci("bare-metal")):
+        assert not [container for container in containers(template) if container["name"].startswith("pull")]
+
+
+def test_certificates_reach_those_who_use_them() -> None:
+    found = ci("bare-metal")
+    config = parse_config(yaml.safe_load(named(found, "ConfigMap", "r-argosy")["data"]["argosy.yaml"]))
+    assert config.router.tls is not None
+    paths = {str(config.router.tls.certificate), str(config.router.tls.key), str(config.router.tls.client_authority)}
+    (router,) = named(found, "Deployment", "r-argosy-router")["spec"]["template"]["spec"]["containers"]
+    mounts = {mount["mountPath"] for mount in router["volumeMounts"]}
+    assert {path.rpartition("/")[0] for path in paths} <= mounts
+    assert "tcpSocket" in router["readinessProbe"], "the kubelet's gRPC probe speaks no TLS"
+    roles = {"router": {"router"}, "head": {"controller", "operator"}, "pool-dgx": {"engine", "worker"}}
+    for name, template in pod_templates(found):
+        for part, has in roles.items():
+            if name.endswith(part):
+                for container in template["spec"]["containers"]:
+                    shown = {
+                        mount["mountPath"] for mount in container["volumeMounts"] if "/peers/" in mount["mountPath"]
+                    }
+                    assert shown == {f"/etc/argosy/peers/{role}" for role in has}
+    secrets = {volume["secret"]["secretName"] for volume in _peer_volumes(found)}
+    assert secrets == {f"argosy-peer-{role}" for role in ("router", "controller", "operator", "engine", "worker")}
+
+
+def _peer_volumes(found: list[Object]) -> list[Object]:
+    volumes = [volume for _, template in pod_templates(found) for volume in template["spec"].get("volumes", [])]
+    return [volume for volume in volumes if volume["name"].startswith("peer-")]
+
+
+def test_issued_certificates_name_the_roles() -> None:
+    issued = {item["spec"]["secretName"]: item["spec"] for item in of_kind(ci("observed"), "Certificate")}
+    for role in ("router", "controller", "engine", "worker", "operator"):
+        assert issued[f"r-argosy-peer-{role}"]["dnsNames"] == [f"{role}.argosy.internal"]
+    (public,) = [item["spec"] for item in of_kind(ci("aws"), "Certificate")]
+    assert "api.example.com" in public["dnsNames"]
+
+
+def test_routers_scale_by_our_own_metric() -> None:
+    found = ci("observed")
+    (scaler,) = of_kind(found, "HorizontalPodAutoscaler")
+    (metric,) = scaler["spec"]["metrics"]
+    assert metric["pods"]["metric"]["name"] == "argosy_router_live_streams"
+    from cluster.telemetry.catalogue import LIVE_STREAMS
+
+    assert metric["pods"]["metric"]["name"] == LIVE_STREAMS.name
+    assert scaler["spec"]["scaleTargetRef"]["name"] == "r-argosy-router"
+    assert "replicas" not in named(found, "Deployment", "r-argosy-router")["spec"], "two would set it"
+    (monitor,) = of_kind(found, "ServiceMonitor")
+    service = named(found, "Service", "r-argosy-router-metrics")
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    for kind in ("HorizontalPodAutoscaler", "ServiceMonitor", "ScrapeConfig"):
+        assert not of_kind(objects(None), kind), "off by default"
+
+
+def test_two_releases_share_a_namespace() -> None:
+    names = [{(item["kind"], item["metadata"]["name"]) for item in render(release=name)} for name in ("a", "b")]
+    assert names[0] & names[1] == set()

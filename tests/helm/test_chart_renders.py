@@ -1,0 +1,146 @@
+"""The chart under a real helm: each file of values is linted, rendered, packaged, and valid for Kubernetes' schemas."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from cluster.config import parse_config
+from tests.support.helm import CHART, CI_FILES, ROOT, helm, named, of_kind, pod_templates, refused, render
+
+KUBERNETES = ("1.30", "1.34", "1.37")
+CUSTOM = {
+    "RayCluster": "ray.io/v1",
+    "Certificate": "cert-manager.io/v1",
+    "ServiceMonitor": "monitoring.coreos.com/v1",
+    "PrometheusRule": "monitoring.coreos.com/v1",
+    "ScrapeConfig": "monitoring.coreos.com/v1alpha1",
+}
+"""Kinds of operators, which Kubernetes' own schemas do not know."""
+VALUES: list[tuple[Path, ...]] = [(), *((file,) for file in CI_FILES)]
+
+
+def check(found: dict[str, Any]) -> None:
+    """Raises what is wrong with an object."""
+    if found["kind"] in CUSTOM:
+        assert found["apiVersion"] == CUSTOM[found["kind"]]
+        return
+    for version in KUBERNETES:
+        kubernetes_validate.validate(found, version, strict=True)
+
+
+def name_of(files: tuple[Path, ...]) -> str:
+    return files[0].stem if files else "defaults"
+
+
+@pytest.mark.parametrize("files", VALUES, ids=name_of)
+def test_lint_finds_nothing(files: tuple[Path, ...]) -> None:
+    done = helm("lint", CHART, "--strict", *(f"--values={file}" for file in files))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("files", VALUES, ids=name_of)
+def test_every_object_is_valid_for_three_versions_of_kubernetes(files: tuple[Path, ...]) -> None:
+    plain, kuberay = (render(*files, sets={"ray.operator": operator}) for operator in ("never", "always"))
+    (cluster,) = of_kind(kuberay, "RayCluster")
+    assert not of_kind(kuberay, "StatefulSet"), "one or the other"
+    pods = [{"apiVersion": "v1", "kind": "Pod", **template} for _, template in pod_templates([cluster])]
+    for number, pod in enumerate(pods):
+        pod["metadata"] = {**pod["metadata"], "name": f"pod-{number}"}
+    for objects in (plain, kuberay):
+        names = [(found["kind"], found["metadata"]["name"]) for found in objects]
+        assert len(set(names)) == len(names), "two objects of one name"
+    # Most objects are the same either way, and a check takes long.
+    for text in {json.dumps(found, sort_keys=True) for found in [*plain, *kuberay, *pods]}:
+        check(json.loads(text))
+
+
+@pytest.mark.parametrize("files", VALUES, ids=name_of)
+def test_the_configmap_is_what_argosy_reads(files: tuple[Path, ...]) -> None:
+    objects = render(*files)
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text())
+    given = {**defaults, **(yaml.safe_load(files[0].read_text()) if files else {})}
+    config = parse_config(yaml.safe_load(named(objects, "ConfigMap", "r-argosy")["data"]["argosy.yaml"]))
+    assert config.region == given["config"].get("region", "local")
+    assert [model.name for model in config.models] == [model["name"] for model in given["config"]["models"]]
+    assert config.router.listen == "0.0.0.0:50051"
+    assert str(config.model_store) == "/models"
+    assert [region.name for region in config.regions] == [region["name"] for region in given.get("regions", [])]
+    assert config.serves_anonymous == (given["config"].get("identity", {}).get("mode") == "anonymous")
+
+
+def test_the_package_holds_the_chart_and_no_values_of_ours(tmp_path: Path) -> None:
+    done = helm("package", CHART, "--destination", tmp_path)
+    assert done.returncode == 0, done.stderr
+    (package,) = tmp_path.glob("argosy-*.tgz")
+    with tarfile.open(package) as archive:
+        names = archive.getnames()
+    assert {"argosy/Chart.yaml", "argosy/values.schema.json", "argosy/templates/_ray.tpl"} <= set(names)
+    assert not [name for name in names if "/ci/" in name]
+
+
+def test_notes_name_the_next_commands() -> None:
+    done = helm("install", "r", CHART, "--dry-run=client", "--namespace", "serving")
+    assert done.returncode == 0, done.stderr
+    notes = done.stdout.partition("NOTES:")[2]
+    assert "kubectl -n serving rollout status deployment/r-argosy-router" in notes
+    assert "argosy keys create acme -f /etc/argosy/config/argosy.yaml" in notes
+    assert "kubectl -n serving port-forward service/r-argosy-router 50051:50051" in notes
+    assert "WARNING" not in notes
+
+
+@pytest.mark.parametrize(
+    ("sets", "says"),
+    [
+        ({"router__replicas": "many"}, "at '/router/replicas': got string, want integer"),
+        ({"router__replicsa": 2}, "at '/router': additional properties 'replicsa' not allowed"),
+        ({"config__models": []}, "at '/config/models'"),
+        ({"config__models": [{"name": "m", "tensor_paralel": 2}]}, "at '/config/models/0': additional properties"),
+        ({"config__models": [{"name": "m", "tensor_parallel": 0}]}, "at '/config/models/0/tensor_parallel'"),
+        ({"config__router__listen": "0.0.0.0:1"}, "at '/config/router': additional properties 'listen' not allowed"),
+        ({"pools": []}, "at '/pools'"),
+        ({"pools": [{"name": "a", "gpus": -1}]}, "at '/pools/0/gpus'"),
+        ({"pools": [{"name": "Big_Pool"}]}, "at '/pools/0/name'"),
+        ({"ray__operator": "maybe"}, "at '/ray/operator'"),
+        ({"ray__terminationGracePeriodSeconds": 5}, "at '/ray/terminationGracePeriodSeconds'"),
+        ({"tls__enabled": True}, "at '/tls/certManager"),
+        ({"ledger__store": "postgres"}, "at '/ledger/postgres/url'"),
+        ({"peers__mode": "secrets"}, "at '/peers/secretPrefix'"),
+        ({"models__cache__kind": "hostPath"}, "at '/models/cache/hostPath'"),
+        ({"networkPolicy__regionRanges": ["everywhere"]}, "at '/networkPolicy/regionRanges/0'"),
+        ({"regions": [{"name": "eu", "controllers": []}]}, "at '/regions/0/controllers'"),
+        ({"images__engine__digest": "latest"}, "at '/images/engine/digest'"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_path(sets: dict[str, object], says: str) -> None:
+    assert says in refused(**sets)
+
+
+def test_every_value_is_in_the_schema() -> None:
+    """So that none of the chart's own can be misspelt by a user."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+
+    def compare(values: dict[str, Any], node: dict[str, Any], path: str) -> None:
+        if node.get("additionalProperties") is not False:
+            return
+        assert set(values) <= set(node["properties"]), path
+        for key, value in values.items():
+            if isinstance(value, dict):
+                compare(value, node["properties"][key], f"{path}.{key}")
+
+    compare(yaml.safe_load((CHART / "values.yaml").read_text()), schema, "")
+
+
+def test_the_schema_is_the_configurations() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.chart_schema", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
