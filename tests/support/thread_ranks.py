@@ -84,9 +84,17 @@ class ThreadLinks:
 
 
 def run_threads(
-    config: ModelConfig, dims: ParallelDims, function: Callable[..., Any], *arguments: Any, quantum: int = 1
+    config: ModelConfig,
+    dims: ParallelDims,
+    function: Callable[..., Any],
+    *arguments: Any,
+    quantum: int = 1,
+    weights: Sequence[float] | None = None,
 ) -> list[Any]:
-    """`function(context, *arguments)` on each rank; the results by world rank. A failed rank fails the test."""
+    """`function(context, *arguments)` on each rank; the results by world rank. A failed rank fails the test.
+
+    `quantum` and `weights` are those of `partition`.
+    """
     tables: list[list[Any]] = [[None] * dims.tp for _ in range(dims.pp)]
     barriers = [threading.Barrier(dims.tp) for _ in range(dims.pp)]
     forward: list[list[queue.Queue[Tensor]]] = [[queue.Queue() for _ in range(dims.pp)] for _ in range(dims.tp)]
@@ -108,7 +116,7 @@ def run_threads(
             for barrier in barriers:
                 barrier.abort()
 
-    shards = partition(config, dims, quantum=quantum)
+    shards = partition(config, dims, quantum=quantum, weights=weights)
     threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in range(dims.world_size)]
     for thread in threads:
         thread.start()
