@@ -52,7 +52,7 @@ def command(address: str, model: str | None, system: str | None, **options: Any)
             served = runner.run(find_model(router, model, address))
             if not served.has_chat_template:
                 raise click.ClickException(f"{served.name} has no chat template; use `argosy generate --raw`")
-            _Conversation(runner, router, served, address, system, AskOptions(**options)).hold()
+            _Conversation(runner, served, address, system, AskOptions(**options)).hold()
         finally:
             runner.run(router.close())
 
@@ -65,14 +65,12 @@ class _Conversation:
     def __init__(
         self,
         runner: asyncio.Runner,
-        router: grpc.aio.Channel,
         model: models_pb2.Model,
         address: str,
         system: str | None,
         options: AskOptions,
     ) -> None:
         self._runner = runner
-        self._router = router
         self._model = model
         self._address = address
         self._options = options
@@ -139,7 +137,7 @@ class _Conversation:
     async def _stream(self, said: list[str]) -> None:
         """Write the answer as it comes; `said` holds what came, also if it is cut off."""
         request = self._options.request(self._model.name, inference_pb2.Chat(messages=self._messages))
-        async for response in ask(self._router, request, self._options.timeout, self._address):
+        async for response in ask(request, self._options.timeout, self._address):
             if response.HasField("delta"):
                 said.append(response.delta.text)
                 sys.stdout.write(printable(response.delta.text))

@@ -12,7 +12,8 @@ import click
 import grpc
 import grpc.aio
 
-from argosy.v1 import inference_pb2, inference_pb2_grpc, models_pb2, models_pb2_grpc
+from argosy.client import AsyncClient, RequestError
+from argosy.v1 import inference_pb2, models_pb2, models_pb2_grpc
 from cluster.cli.credentials import credentials
 from cluster.errors import Reason
 from cluster.rpc import Link, channel, channel_credentials, to_service_error
@@ -57,7 +58,10 @@ def ask_options(command: _Command) -> _Command:
     """The options of `AskOptions`, and where to call."""
     options = [
         click.option(
-            "--address", default=DEFAULT_ROUTER, show_default=True, help="host:port of a router, or tls://host:port."
+            "--address",
+            default=DEFAULT_ROUTER,
+            show_default=True,
+            help="host:port of a router, or tls://host:port; several with commas between them share the work.",
         ),
         click.option("--model", help="Which model. Default: the one that is served, if there is only one."),
         click.option("--max-tokens", type=click.IntRange(min=0), help="Most tokens to generate."),
@@ -75,11 +79,13 @@ def ask_options(command: _Command) -> _Command:
 
 
 def open_channel(address: str) -> grpc.aio.Channel:
-    """A channel to a router's public port: `host:port`, or `tls://host:port` for one that encrypts.
+    """A channel to a router's public port: `host:port`, or `tls://host:port` for one that encrypts. Of several
+    addresses the first.
 
     Raises:
         ConfigurationError: the file that $ARGOSY_TLS_CA names cannot be read.
     """
+    address = address.partition(",")[0]
     where = address.removeprefix("tls://")
     if where == address:
         return channel(address, link=Link.PUBLIC)
@@ -112,22 +118,24 @@ async def find_model(router: grpc.aio.Channel, name: str | None, address: str) -
 
 
 async def ask(
-    router: grpc.aio.Channel, request: inference_pb2.GenerateRequest, seconds: float, address: str
+    request: inference_pb2.GenerateRequest, seconds: float, address: str
 ) -> AsyncIterator[inference_pb2.GenerateResponse]:
-    """The events of one answer. Leaving the loop early cancels the call.
+    """The events of one answer, from whichever router of `address` can give them. Leaving the loop early cancels it.
 
     Raises:
-        click.ClickException: the server refused or failed; the message says why.
+        click.ClickException: it could not be completed; the message says why.
     """
-    stub = inference_pb2_grpc.InferenceServiceStub(router)  # type: ignore[no-untyped-call]
-    call = stub.Generate(request, timeout=seconds, metadata=credentials())
-    try:
-        async for response in call:
-            yield response
-    except grpc.aio.AioRpcError as error:
-        raise click.ClickException(explain(error, address)) from None
-    finally:
-        call.cancel()
+    async with AsyncClient(address, metadata=credentials(), open_channel=open_channel) as client:
+        events = client.generate(request, timeout_seconds=seconds)
+        try:
+            async for response in events:
+                yield response
+        except RequestError as error:
+            cause = error.__context__
+            text = explain(cause, address) if isinstance(cause, grpc.aio.AioRpcError) else str(error)
+            raise click.ClickException(text) from None
+        finally:
+            await events.aclose()
 
 
 def explain(error: grpc.aio.AioRpcError, address: str) -> str:

@@ -106,7 +106,7 @@ async def _ask(screen: Console, config: ArgosyConfig, prompt: str, options: AskO
         screen.print(f"\n> {prompt}", markup=False)
         asked = time.monotonic()
         first = 0.0
-        async for response in ask(router, options.request(model.name, source), options.timeout, address):
+        async for response in ask(options.request(model.name, source), options.timeout, address):
             if response.HasField("delta"):
                 if not first and response.delta.token_ids:
                     first = time.monotonic()

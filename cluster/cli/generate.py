@@ -91,7 +91,7 @@ async def _generate(
         elif system:
             raise click.UsageError(f"{model.name} has no chat template, so it takes no --system")
         terminal = sys.stdout.isatty()
-        async for response in ask(router, options.request(model.name, source), options.timeout, address):
+        async for response in ask(options.request(model.name, source), options.timeout, address):
             if response.HasField("delta"):
                 text = response.delta.text
                 sys.stdout.write(printable(text) if terminal else text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -35,6 +35,7 @@ class AsyncClient:
         routers: str | Sequence[str],
         *,
         api_key: str | None = None,
+        metadata: Metadata = (),
         credentials: grpc.ChannelCredentials | None = None,
         policy: RetryPolicy | None = None,
         open_channel: Callable[[str], grpc.aio.Channel] | None = None,
@@ -43,6 +44,7 @@ class AsyncClient:
         Args:
             routers: addresses, host:port or tls://host:port; a string may hold several with commas between them.
             api_key: an API key or access token.
+            metadata: more of what each call carries.
             credentials: of TLS, for addresses that begin with tls://; by default the system's authorities are trusted.
             policy: how patiently calls are made again.
             open_channel: how an address is reached, in place of all that.
@@ -50,7 +52,7 @@ class AsyncClient:
         Raises:
             ValueError: there is no address.
         """
-        self._metadata: Metadata = metadata_of(api_key)
+        self._metadata = metadata_of(api_key) + metadata
         self._policy = policy or RetryPolicy()
         self._rng = random.Random()  # noqa: S311 (spreads load, hides nothing)
         tls = credentials or grpc.ssl_channel_credentials()
@@ -73,7 +75,7 @@ class AsyncClient:
 
     def chat(
         self, model: str, messages: Messages, *, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS, **fields: Any
-    ) -> AsyncIterator[api.GenerateResponse]:
+    ) -> AsyncGenerator[api.GenerateResponse, None]:
         """Go on with a conversation; `fields` as in `chat_request`.
 
         Raises:
@@ -83,7 +85,7 @@ class AsyncClient:
 
     async def generate(
         self, request: api.GenerateRequest, *, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
-    ) -> AsyncIterator[api.GenerateResponse]:
+    ) -> AsyncGenerator[api.GenerateResponse, None]:
         """The events of one answer: `started`, deltas without gaps, `finished`. Leaving the loop cancels it.
 
         Args:

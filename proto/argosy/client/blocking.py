@@ -33,6 +33,7 @@ class Client:
         routers: str | Sequence[str],
         *,
         api_key: str | None = None,
+        metadata: Metadata = (),
         credentials: grpc.ChannelCredentials | None = None,
         policy: RetryPolicy | None = None,
     ) -> None:
@@ -41,7 +42,7 @@ class Client:
         Raises:
             ValueError: there is no address.
         """
-        self._metadata: Metadata = metadata_of(api_key)
+        self._metadata = metadata_of(api_key) + metadata
         self._policy = policy or RetryPolicy()
         self._rng = random.Random()  # noqa: S311 (spreads load, hides nothing)
         tls = credentials or grpc.ssl_channel_credentials()

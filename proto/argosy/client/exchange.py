@@ -62,7 +62,7 @@ class Failure:
 
 
 class RequestError(Exception):
-    """A request that could not be completed."""
+    """A request that could not be completed. The gRPC error of its last call is its `__context__`."""
 
     def __init__(self, failure: Failure, request_id: str = "") -> None:
         super().__init__(f"{failure.reason or failure.code.name}: {failure.message}")
