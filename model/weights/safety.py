@@ -57,10 +57,10 @@ def check_configuration(source: str, directory: Path) -> None:
     """
     for name in _CONFIGURATIONS:
         path = directory / name
-        if path.exists() and "auto_map" in read_object(path):
+        if path.exists() and "auto_map" in read_json(path):
             raise StoreError(f"{source}: {name} has auto_map: the model needs remote code, which is never run")
     for path in directory.glob("*.safetensors.index.json"):
-        for shard in set(read_object(path).get("weight_map", {}).values()):
+        for shard in set(read_json(path).get("weight_map", {}).values()):
             if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
                 raise StoreError(f"{source}: {path.name} names {shard!r}; only *.safetensors beside it are read")
     try:
@@ -81,7 +81,7 @@ def check_directory(source: str, directory: Path) -> None:
     check_configuration(source, directory)
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object.
 
     Raises:
