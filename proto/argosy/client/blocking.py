@@ -16,7 +16,6 @@ from argosy.client.channels import (
     TLS_PREFIX,
     Metadata,
     addresses_of,
-    first_router,
     metadata_of,
 )
 from argosy.client.exchange import Exchange, Failure, RetryPolicy
@@ -47,8 +46,10 @@ class Client:
         self._rng = random.Random()  # noqa: S311 (spreads load, hides nothing)
         tls = credentials or grpc.ssl_channel_credentials()
         self._channels = [_open(address, tls) for address in addresses_of(routers)]
-        self._stubs: list[Any] = [inference_pb2_grpc.InferenceServiceStub(channel) for channel in self._channels]
-        self._first = first_router(self._channels, self._rng)
+        stub: Any = inference_pb2_grpc.InferenceServiceStub
+        self._stubs: list[Any] = [stub(channel) for channel in self._channels]
+        # Clients spread over the routers; whoever answered last is asked first.
+        self._first = self._rng.randrange(len(self._stubs))
 
     def __enter__(self) -> Client:
         return self

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 
 Metadata = tuple[tuple[str, str], ...]
@@ -39,8 +38,3 @@ def addresses_of(routers: str | Sequence[str]) -> list[str]:
 
 def metadata_of(api_key: str | None) -> Metadata:
     return (("authorization", f"Bearer {api_key}"),) if api_key else ()
-
-
-def first_router(addresses: Sequence[str], rng: random.Random) -> int:
-    """Clients spread over the routers."""
-    return rng.randrange(len(addresses))

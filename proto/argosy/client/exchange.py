@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from google.rpc import error_details_pb2, status_pb2
@@ -49,8 +50,8 @@ class Failure:
         return not self.reason and self.code in _TRANSPORT
 
     @classmethod
-    def of(cls, error: grpc.Call) -> Failure:
-        """Of an `RpcError` of either kind of channel."""
+    def of(cls, error: Any) -> Failure:
+        """Of the error of either kind of channel: an `AioRpcError`, or an `RpcError` that is a call too."""
         info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
         status = status_pb2.Status()
         for key, value in error.trailing_metadata() or ():
