@@ -23,13 +23,6 @@ from model.config import ModelConfig
 INLINE_CHARACTERS = 8192
 """Longer texts are tokenised on another thread, so that they hold up no other stream."""
 
-ROLE_NAMES = {
-    api.ROLE_SYSTEM: "system",
-    api.ROLE_USER: "user",
-    api.ROLE_ASSISTANT: "assistant",
-    api.ROLE_TOOL: "tool",
-}
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ServedModel:
@@ -65,11 +58,10 @@ class ServedModel:
             if len(request.prompt) <= INLINE_CHARACTERS:
                 return tokenizer.encode(request.prompt)
             return await asyncio.to_thread(tokenizer.encode, request.prompt)
-        messages = [{"role": ROLE_NAMES[message.role], "content": message.content} for message in request.chat.messages]
         try:
-            if sum(len(message.content) for message in request.chat.messages) <= INLINE_CHARACTERS:
-                return tokenizer.encode_chat(messages)
-            return await asyncio.to_thread(tokenizer.encode_chat, messages)
+            if request.chat.ByteSize() <= INLINE_CHARACTERS:
+                return tokenizer.encode_chat(request.chat)
+            return await asyncio.to_thread(tokenizer.encode_chat, request.chat)
         except TemplateRefusedError as error:
             violation = FieldViolation("chat.messages", f"the model's chat template refuses them: {str(error)[:200]}")
             raise ServiceError(Reason.INVALID_FIELD, violations=(violation,)) from None

@@ -14,7 +14,7 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -48,13 +48,17 @@ class ChatTemplate:
             jinja2.TemplateSyntaxError: the source is not a template.
         """
         self._special_tokens = dict(special_tokens)
-        self._template = _environment(now).from_string(source)
+        environment = _environment(now)
+        self.knows_tools = "tools" in meta.find_undeclared_variables(environment.parse(source))
+        """Whether the template does anything with tools."""
+        self._template = environment.from_string(source)
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> str:
         """The text that the model continues.
 
         Args:
             messages: each with `role` and `content`.
+            tools: functions that the model may call, in JSON Schema.
 
         Raises:
             TemplateRefusedError: the template refuses the conversation, or a bound was met.
@@ -62,7 +66,7 @@ class ChatTemplate:
         budget = _LoopBudget()
         variables: dict[str, Any] = {
             "messages": [dict(message) for message in messages],
-            "tools": None,
+            "tools": tools,
             "documents": None,
             "add_generation_prompt": True,
             "range": budget.range,

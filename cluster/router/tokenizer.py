@@ -11,9 +11,12 @@ from typing import Any
 import jinja2
 from tokenizers import Tokenizer
 
+from argosy.v1 import inference_pb2 as api
 from cluster.errors import ConfigurationError
+from cluster.router import conversation
 from cluster.router.chat_template import ChatTemplate
 from cluster.router.detokenise import Decoder, decoder_factory
+from cluster.router.reasoning import ReasoningMarks, find_marks
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -28,6 +31,8 @@ class ModelTokenizer:
         self._tokenizer = tokenizer
         self._template = template
         self._make_decoder = decoder_factory(tokenizer)
+        self.reasoning: ReasoningMarks | None = find_marks(tokenizer.token_to_id)
+        """What the model sets around its reasoning; None if it does not reason aloud."""
 
     @classmethod
     def load(cls, directory: Path, now: Callable[[], datetime] = datetime.now) -> ModelTokenizer:
@@ -60,14 +65,22 @@ class ModelTokenizer:
         """Tokens of plain text, with the begin-of-text token where the checkpoint adds one."""
         return list(self._tokenizer.encode(text, add_special_tokens=True).ids)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        """Tokens of a rendered conversation; the template itself writes the special tokens.
+    def encode_chat(self, chat: api.Chat) -> list[int]:
+        """Tokens of a checked conversation, rendered; the template itself writes the special tokens.
 
         Raises:
             TemplateRefusedError: the template refuses the conversation.
         """
         assert self._template is not None, "the validator refuses chats to models without a template"
-        return list(self._tokenizer.encode(self._template.render(messages), add_special_tokens=False).ids)
+        if self._template.knows_tools:
+            text = self._template.render(*conversation.native(chat))
+        else:
+            text = self._template.render(conversation.described(chat))
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def token_text(self, token_id: int) -> str:
+        """One token by itself; where it is no whole character, with U+FFFD in its place."""
+        return self._tokenizer.decode([token_id], skip_special_tokens=False)
 
     def decoder(self, prompt: Sequence[int]) -> Decoder:
         """A decoder for one choice that follows `prompt`."""

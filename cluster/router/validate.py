@@ -14,7 +14,7 @@ from google.protobuf import duration_pb2
 from argosy.internal.v1 import replica_pb2
 from argosy.v1 import inference_pb2 as api
 from cluster.errors import FieldViolation, Reason, ServiceError
-from cluster.router import response_format
+from cluster.router import conversation, response_format
 
 MAX_CHOICES = 16
 MAX_TOP_LOGPROBS = 20
@@ -159,12 +159,7 @@ def _input(request: api.GenerateRequest, model: ModelLimits) -> Problems:
 def _chat(chat: api.Chat, model: ModelLimits) -> Problems:
     if not model.has_chat_template:
         yield "chat", f"model {model.name!r} has no chat template; use prompt"
-    if not chat.messages:
-        yield "chat.messages", "is empty"
-    for index, message in enumerate(chat.messages):
-        if message.role == api.ROLE_UNSPECIFIED or message.role not in api.Role.values():
-            known = "ROLE_SYSTEM, ROLE_USER, ROLE_ASSISTANT or ROLE_TOOL"
-            yield f"chat.messages[{index}].role", f"{message.role} is not a role; use {known}"
+    yield from conversation.problems(chat)
 
 
 def _token_ids(path: str, token_ids: Sequence[int], model: ModelLimits) -> Problems:

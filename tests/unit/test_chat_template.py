@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from argosy.v1 import inference_pb2 as api
 from cluster.errors import ConfigurationError
 from cluster.router.chat_template import ChatTemplate, TemplateRefusedError
 from cluster.router.tokenizer import ModelTokenizer, special_tokens, template_source
@@ -73,7 +74,10 @@ def test_chats_become_the_librarys_tokens(
 ) -> None:
     expected = reference.apply_chat_template(messages, add_generation_prompt=True)
     expected = expected["input_ids"] if not isinstance(expected, list) else expected
-    assert tokenizer.encode_chat(messages) == expected
+    turns = [
+        api.ChatMessage(role=f"ROLE_{message['role'].upper()}", content=message["content"]) for message in messages
+    ]
+    assert tokenizer.encode_chat(api.Chat(messages=turns)) == expected
 
 
 @pytest.mark.model
