@@ -70,7 +70,7 @@ async def _show(
 
 def _table(summaries: list[api.UsageSummary]) -> Table:
     table = Table("tenant", "model", box=box.SIMPLE_HEAD)
-    for name in ("requests", "prompt", "of it cached", "completion", "open now", "reserved now"):
+    for name in ("requests", "prompt", "cached", "completion", "reasoning", "device s", "open now", "reserved now"):
         table.add_column(name, justify="right")
     for entry in summaries:
         numbers = (
@@ -78,6 +78,8 @@ def _table(summaries: list[api.UsageSummary]) -> Table:
             entry.prompt_tokens,
             entry.cached_prompt_tokens,
             entry.completion_tokens,
+            entry.reasoning_tokens,
+            round(entry.device_seconds, 1),
             entry.open_requests,
             entry.reserved_tokens,
         )

@@ -16,6 +16,11 @@ BUSY_SECONDS = 1.0
 """How long another process's commit is waited for."""
 
 
+CACHE_KIB = 64 * 1024
+CHECKPOINT_PAGES = 4000
+"""Of 4 KiB: the write-ahead log grows to 16 MiB before it is copied."""
+
+
 class StoreUnavailableError(Exception):
     """The database cannot be reached or written now; the same may succeed later."""
 
@@ -58,6 +63,10 @@ class SqliteDatabase:
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._connection.execute("PRAGMA synchronous = FULL")
             self._connection.execute("PRAGMA foreign_keys = ON")
+            # Ids are random, so requests touch pages all over the indexes: keep those of millions of rows at hand, and
+            # copy a page that many commits have changed into the file once.
+            self._connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+            self._connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         except (sqlite3.Error, OSError) as error:
             raise StoreUnavailableError(str(error)) from None
 

@@ -42,6 +42,8 @@ _FIELDS = (
     "cached_prompt_tokens",
     "completion_tokens",
     "attempts",
+    "reasoning_tokens",
+    "device_seconds",
 )
 _SELECT = f"""SELECT requests.request_id, opened_at, settled_at, {", ".join(_FIELDS)} FROM outbox
     JOIN requests ON requests.request_id = outbox.request_id

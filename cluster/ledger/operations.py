@@ -20,7 +20,8 @@ _INSERT = """INSERT INTO requests
     (request_id, tenant, subject, model, region, holder, idempotency_key, opened_at, prompt_tokens, reserved_tokens,
      charges, resumable_until, generation) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
 _SETTLE = """UPDATE requests SET ending = ?, settled_at = ?, prompt_tokens = ?, cached_prompt_tokens = ?,
-    completion_tokens = ?, attempts = ? WHERE request_id = ? AND generation = ? AND ending IS NULL
+    completion_tokens = ?, attempts = ?, reasoning_tokens = ?, device_seconds = device_seconds + ?
+    WHERE request_id = ? AND generation = ? AND ending IS NULL
     RETURNING tenant, reserved_tokens, charges, resumable_until"""
 _MARK = "UPDATE requests SET marked_tokens = ? WHERE request_id = ? AND generation = ? AND ending IS NULL"
 
@@ -58,7 +59,7 @@ class Open:
     def _enter(self, windows: Windows, key: str | None) -> bool:
         """Write the row and charge its windows; False if there is such a row, or the key was used."""
         ask = self.reservation
-        charges = {window.value: window.bucket(self.now) for window, _ in ask.limits}
+        charges = {window.kind: window.bucket(self.now) for window, _ in ask.limits}
         values = (ask.request_id, ask.tenant, ask.subject, ask.model, ask.region, self.holder, key, self.now)
         more = (ask.prompt_tokens, ask.tokens, json.dumps(charges), ask.resumable_until, self.generation)
         is_new = windows.database.execute(_INSERT, (*values, *more))
@@ -83,11 +84,11 @@ def check_limit(
         ServiceError: it is a hard limit and leaves no room.
     """
     cost = ask.cost(window) if cost is None else cost
-    used = windows.used((ask.tenant, window.value, window.bucket(now)))
+    used = windows.used((ask.tenant, window.kind, window.bucket(now)))
     after = used + cost
     reset = window.seconds_left(now)
     if after > limit and ask.limits.hard:
-        text = f"{window.value}: {used} of {limit} used or reserved, the request may need {cost}"
+        text = f"{window.kind}: {used} of {limit} used or reserved, the request may need {cost}"
         raise ServiceError(
             Reason.QUOTA_EXCEEDED,
             quotas=(QuotaViolation(f"tenant:{ask.tenant}", text),),
@@ -132,8 +133,8 @@ class Settle:
         """Returns: False if the row had been settled before."""
         used = self.settlement
         values = (used.ending.value, self.now, used.prompt_tokens, used.cached_prompt_tokens)
-        more = (used.completion_tokens, used.attempts, self.request_id, self.generation)
-        rows = windows.database.query(_SETTLE, (*values, *more))
+        more = (used.completion_tokens, used.attempts, used.reasoning_tokens, used.device_seconds)
+        rows = windows.database.query(_SETTLE, (*values, *more, self.request_id, self.generation))
         if not rows:
             return False
         tenant, reserved, charges, resumable_until = rows[0]
@@ -177,7 +178,7 @@ def rate_headers(allowances: tuple[Allowance, ...]) -> dict[str, str]:
     """`x-ratelimit-*` as trailing metadata: limit, what remains, seconds until the window ends."""
     headers = {}
     for allowance in allowances:
-        name = allowance.window.value.replace("_", "-")
+        name = allowance.window.kind.replace("_", "-")
         headers[f"x-ratelimit-limit-{name}"] = str(allowance.limit)
         headers[f"x-ratelimit-remaining-{name}"] = str(allowance.remaining)
         headers[f"x-ratelimit-reset-{name}"] = f"{allowance.reset_seconds:.0f}"
@@ -190,12 +191,13 @@ def to_json(operation: Operation) -> dict[str, Any]:
         return {"mark": [operation.request_id, operation.tokens, operation.generation]}
     if isinstance(operation, Settle):
         used = operation.settlement
-        numbers = [used.prompt_tokens, used.cached_prompt_tokens, used.completion_tokens, used.attempts]
-        return {"settle": [operation.request_id, operation.now, operation.generation, used.ending.value, *numbers]}
+        counts = (used.prompt_tokens, used.cached_prompt_tokens, used.completion_tokens, used.attempts)
+        about = (operation.request_id, operation.now, operation.generation, used.ending.value)
+        return {"settle": [*about, *counts, used.reasoning_tokens, used.device_seconds]}
     ask = operation.reservation
     names = ("request_id", "model", "prompt_tokens", "max_completion_tokens", "tenant", "subject", "region")
     fields = {name: getattr(ask, name) for name in (*names, "idempotency_key", "resumable_until")}
-    limits = {window.value: limit for window, limit in ask.limits} | {"hard": ask.limits.hard}
+    limits = {window.kind: limit for window, limit in ask.limits} | {"hard": ask.limits.hard}
     return {"open": fields, "limits": limits, "holder": operation.holder, "now": operation.now}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import enum
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cluster.ids import ModelName, RequestId, TenantId
 
@@ -36,9 +36,14 @@ class Window(enum.Enum):
     TOKENS_PER_MONTH = "tokens_per_month"
     CONCURRENT_STREAMS = "concurrent_streams"
 
-    @property
-    def counts_tokens(self) -> bool:
-        return self.value.startswith("tokens")
+    # Plain attributes: `value` and properties of an enum cost a Python call each, several times a request.
+    kind: str
+    """The value."""
+    counts_tokens: bool
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.counts_tokens = kind.startswith("tokens")
 
     def bucket(self, now: float) -> int:
         """Number of the window that holds `now` (Unix seconds); windows do not slide. Streams have one for ever."""
@@ -71,13 +76,15 @@ class Limits:
     concurrent_streams: int | None = None
     hard: bool = True
     """Hard limits refuse. Soft ones are only counted and told, and go on while the ledger cannot be reached."""
+    _set: tuple[tuple[Window, int], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        limits = ((window, getattr(self, window.kind)) for window in Window)
+        object.__setattr__(self, "_set", tuple(entry for entry in limits if entry[1] is not None))
 
     def __iter__(self) -> Iterator[tuple[Window, int]]:
         """The limits that are set."""
-        for window in Window:
-            limit = getattr(self, window.value)
-            if limit is not None:
-                yield window, limit
+        return iter(self._set)
 
 
 NO_LIMITS = Limits(hard=False)
@@ -121,6 +128,10 @@ class Settlement:
     completion_tokens: int
     attempts: int = 1
     """Replicas that it was sent to."""
+    reasoning_tokens: int = 0
+    """Of the completion."""
+    device_seconds: float = 0.0
+    """That devices worked for it, as the replicas measured; what was computed again after a move included."""
 
     @property
     def tokens(self) -> int:

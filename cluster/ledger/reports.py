@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -14,7 +15,7 @@ _SUMMARY = """SELECT tenant, model,
     SUM(CASE WHEN ending IS NULL THEN 0 ELSE prompt_tokens END),
     SUM(cached_prompt_tokens), SUM(completion_tokens),
     SUM(CASE WHEN ending IS NULL THEN 1 ELSE 0 END),
-    SUM(CASE WHEN ending IS NULL THEN reserved_tokens ELSE 0 END)
+    SUM(CASE WHEN ending IS NULL THEN reserved_tokens ELSE 0 END), SUM(reasoning_tokens), SUM(device_seconds)
     FROM requests WHERE opened_at >= ? AND opened_at < ? {tenant}
     GROUP BY tenant, model ORDER BY tenant, model"""
 _SUMMARY_FIELDS = (
@@ -26,6 +27,7 @@ _SUMMARY_FIELDS = (
     "completion_tokens",
     "open_requests",
     "reserved_tokens",
+    "reasoning_tokens",
 )
 _RECORD_FIELDS = (
     "request_id",
@@ -37,6 +39,8 @@ _RECORD_FIELDS = (
     "cached_prompt_tokens",
     "completion_tokens",
     "attempts",
+    "reasoning_tokens",
+    "device_seconds",
 )
 
 
@@ -45,11 +49,14 @@ def summarize(database: Database, tenant: str | None, since: float, until: float
     statement = _SUMMARY.format(tenant="" if tenant is None else "AND tenant = ?")
     parameters = (since, until) if tenant is None else (since, until, tenant)
     rows = database.query(statement, parameters)
+    return [_summary(*row) for row in rows]
+
+
+def _summary(tenant: str, model: str, *sums: Any) -> api.UsageSummary:
+    *counts, device_seconds = sums
     # PostgreSQL sums BIGINTs to NUMERIC.
-    return [
-        api.UsageSummary(tenant=row[0], model=row[1], **dict(zip(_SUMMARY_FIELDS[2:], map(int, row[2:]), strict=True)))
-        for row in rows
-    ]
+    numbers = dict(zip(_SUMMARY_FIELDS[2:], map(int, counts), strict=True))
+    return api.UsageSummary(tenant=tenant, model=model, device_seconds=device_seconds, **numbers)
 
 
 def record(database: Database, request_id: str) -> api.UsageRecord | None:

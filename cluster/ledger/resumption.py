@@ -97,7 +97,7 @@ def _reserve_again(
 ) -> None:
     """Charge what its settlement gave back. The windows stay those in which the request began."""
     for window, limit in ask.limits:
-        if charges.get(window.value) == window.bucket(now):
+        if charges.get(window.kind) == window.bucket(now):
             check_limit(windows, ask, window, limit, now, unused(window, reserved, used))
     for kind, bucket in charges.items():
         if again := unused(Window(kind), reserved, used):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cluster.errors import ConfigurationError
 from cluster.ledger.database import Database
 
-VERSION = 2
+VERSION = 3
 """Counts changes of `TABLES` that need more than making what is missing."""
 
 TABLES = (
@@ -29,6 +29,8 @@ TABLES = (
         cached_prompt_tokens BIGINT NOT NULL DEFAULT 0,
         completion_tokens BIGINT NOT NULL DEFAULT 0,
         attempts BIGINT NOT NULL DEFAULT 0,
+        reasoning_tokens BIGINT NOT NULL DEFAULT 0,
+        device_seconds DOUBLE PRECISION NOT NULL DEFAULT 0,
         generation BIGINT NOT NULL DEFAULT 0,
         resumable_until DOUBLE PRECISION NOT NULL DEFAULT 0
     )""",

@@ -8,6 +8,7 @@ from argosy.internal.v1 import replica_pb2
 from argosy.v1 import inference_pb2 as api
 from cluster.router.continuation import News
 from cluster.router.detokenise import ChoiceText, Piece, StopStrings
+from cluster.router.reasoning import ReasoningCounter
 from cluster.router.resume import Checkpoints
 from cluster.router.tokenizer import ModelTokenizer
 
@@ -32,16 +33,22 @@ class Answer:
         """
         self.completion_tokens = 0
         """Accepted so far, all choices together."""
+        self.reasoning_tokens = 0
+        """Of those, the model's reasoning."""
         self._checkpoints = checkpoints
         stops = StopStrings(stop.strings) if stop.strings else None
         self._texts = {
             choice.index: ChoiceText(tokenizer.decoder(prompt), stops, spec.min_tokens) for choice in spec.choices
         }
+        self._reasoning = {}
+        if (marks := tokenizer.reasoning) is not None:
+            self._reasoning = {choice.index: ReasoningCounter(marks, prompt) for choice in spec.choices}
         self._outcomes: dict[int, api.ChoiceOutcome] = {}
         self._sequence = sequence
         for choice in spec.choices:
             if choice.emitted_token_ids:
-                self.completion_tokens += self._read(told(choice, spec)).accepted
+                entry = told(choice, spec)
+                self._count(entry, self._read(entry).accepted)
 
     def take(self, news: Sequence[News]) -> list[api.GenerateResponse]:
         """The events that tell the news, one a choice; choices that ended by a stop string are over afterwards."""
@@ -68,7 +75,7 @@ class Answer:
     def _delta(self, entry: News) -> api.GenerateResponse:
         piece = self._read(entry)
         accepted = piece.accepted
-        self.completion_tokens += accepted
+        self._count(entry, accepted)
         self._sequence += 1
         token_ids = entry.token_ids if accepted == len(entry.token_ids) else entry.token_ids[:accepted]
         delta = api.Delta(
@@ -81,6 +88,11 @@ class Answer:
         if entry.logprobs:
             delta.logprobs.extend(map(_logprobs, entry.logprobs[:accepted]))
         return api.GenerateResponse(delta=delta)
+
+    def _count(self, entry: News, accepted: int) -> None:
+        self.completion_tokens += accepted
+        if (reasoning := self._reasoning.get(entry.choice)) is not None:
+            self.reasoning_tokens += reasoning.count(entry.token_ids[:accepted])
 
     def _read(self, entry: News) -> Piece:
         """The piece of text that the news adds, everything held back included if the choice is over."""

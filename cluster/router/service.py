@@ -258,6 +258,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             prompt_tokens=call.prompt_tokens,
             cached_prompt_tokens=call.stream.cached_prompt_tokens,
             completion_tokens=call.answer.completion_tokens,
+            reasoning_tokens=call.answer.reasoning_tokens,
+            device_seconds=call.stream.device_seconds,
         )
 
     def _timing(self, call: Call) -> api.Timing:
@@ -275,7 +277,10 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         prompt = 0 if is_free else call.prompt_tokens
         name = call.model.name
         # Shielded: a client that goes away twice over must not leave an entry open.
-        await asyncio.shield(call.row.settle(Settlement(call.ending, prompt, cached, tokens, attempts)))
+        settlement = Settlement(
+            call.ending, prompt, cached, tokens, attempts, call.answer.reasoning_tokens, call.stream.device_seconds
+        )
+        await asyncio.shield(call.row.settle(settlement))
         self._metrics.observe(self._figures(call))
         if call.ending is Ending.COMPLETE:
             self._fleet.observe_answer(name, tokens // max(len(call.answer), 1))

@@ -6,6 +6,7 @@ import asyncio
 import random
 import secrets
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from cluster.ledger.database import SqliteDatabase
 from cluster.ledger.operations import Mark, Open, Settle, from_json, to_json
 from cluster.ledger.postgres import PostgresDatabase
 from cluster.ledger.records import Ending, Limits, Settlement, Window
+from cluster.ledger.reports import summarize
 from cluster.ledger.schema import create_tables
 from cluster.ledger.windows import Windows
 from tests.support.ledgers import Connect, ledger, reservation, rows, settlement, used
@@ -56,9 +58,12 @@ async def test_a_request_is_one_row_with_what_it_used(connect: Connect, tmp_path
         for _ in range(7):
             if (written := row.accept(1)) is not None:
                 await written
-        await row.settle(settlement(7))
+        await row.settle(replace(settlement(7), reasoning_tokens=3, device_seconds=0.25))
         columns = "tenant, subject, model, region, prompt_tokens, cached_prompt_tokens, completion_tokens, ending"
         assert await rows(books, columns) == [("acme", "key", "m", "eu", 10, 4, 7, "complete")]
+        assert await rows(books, "reasoning_tokens, device_seconds") == [(3, 0.25)]
+        [told] = await books.change(lambda database: summarize(database, None, 0, 1e12))
+        assert (told.completion_tokens, told.reasoning_tokens, told.device_seconds) == (7, 3, 0.25)
 
 
 @run_async
@@ -367,7 +372,7 @@ def test_a_store_of_another_version_is_left_alone(connect: Connect) -> None:
     create_tables(database)
     create_tables(database)  # again is nothing
     database.execute("UPDATE schema_version SET version = 99")
-    with pytest.raises(ConfigurationError, match=r"schema version 99, this program writes version 2; .* aside"):
+    with pytest.raises(ConfigurationError, match=r"schema version 99, this program writes version 3; .* aside"):
         create_tables(database)
     assert [tuple(row) for row in database.query("SELECT version FROM schema_version")] == [(99,)]
     database.close()

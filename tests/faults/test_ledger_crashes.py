@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from cluster.errors import ConfigurationError, Reason, ServiceError
-from cluster.ids import TenantId
+from cluster.ids import RequestId, TenantId
 from cluster.ledger import group_commit
 from cluster.ledger.database import SqliteDatabase
 from cluster.ledger.export import export_batch, sink_of
-from cluster.ledger.records import Ending, Limits
+from cluster.ledger.operations import Mark, Settle, to_json
+from cluster.ledger.records import Ending, Limits, Settlement
 from tests.support.ledgers import ledger, reservation, rows, settlement, used
 from tests.support.router_world import run_async
 
@@ -153,10 +154,8 @@ async def test_a_store_that_is_gone_refuses_hard_and_journals_soft(
 
 @run_async
 async def test_a_journal_outlives_its_router(tmp_path: Path) -> None:
-    entries = [
-        {"mark": ["r", 30]},
-        {"settle": ["r", 1e9, Ending.CANCELLED.value, 10, 0, 25, 1]},
-    ]
+    settled = Settle(RequestId("r"), Settlement(Ending.CANCELLED, 10, 0, 25), 1e9)
+    entries = [to_json(Mark(RequestId("r"), 30)), to_json(settled)]
     async with ledger(lambda: SqliteDatabase(tmp_path / "ledger.db"), tmp_path) as books:
         await books.open(reservation(request_id="r"))
         (tmp_path / "gone.journal").write_text("".join(json.dumps(entry) + "\n" for entry in entries) + '{"mark": ["r"')

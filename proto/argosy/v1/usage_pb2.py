@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x61rgosy/v1/usage.proto\x12\targosy.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"}\n\x15SummarizeUsageRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12)\n\x05since\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"D\n\x16SummarizeUsageResponse\x12*\n\tsummaries\x18\x01 \x03(\x0b\x32\x17.argosy.v1.UsageSummary\"\xbf\x01\n\x0cUsageSummary\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08requests\x18\x03 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x04\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x05 \x01(\x04\x12\x19\n\x11\x63ompletion_tokens\x18\x06 \x01(\x04\x12\x15\n\ropen_requests\x18\x07 \x01(\x04\x12\x17\n\x0freserved_tokens\x18\x08 \x01(\x04\"+\n\x15GetUsageRecordRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"@\n\x16GetUsageRecordResponse\x12&\n\x06record\x18\x01 \x01(\x0b\x32\x16.argosy.v1.UsageRecord\"\xb2\x02\n\x0bUsageRecord\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0e\n\x06region\x18\x05 \x01(\t\x12-\n\topened_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nsettled_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x65nding\x18\x08 \x01(\t\x12\x15\n\rprompt_tokens\x18\t \x01(\x04\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\n \x01(\x04\x12\x19\n\x11\x63ompletion_tokens\x18\x0b \x01(\x04\x12\x10\n\x08\x61ttempts\x18\x0c \x01(\x04\x32\xbc\x01\n\x0cUsageService\x12U\n\x0eSummarizeUsage\x12 .argosy.v1.SummarizeUsageRequest\x1a!.argosy.v1.SummarizeUsageResponse\x12U\n\x0eGetUsageRecord\x12 .argosy.v1.GetUsageRecordRequest\x1a!.argosy.v1.GetUsageRecordResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x61rgosy/v1/usage.proto\x12\targosy.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"}\n\x15SummarizeUsageRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12)\n\x05since\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"D\n\x16SummarizeUsageResponse\x12*\n\tsummaries\x18\x01 \x03(\x0b\x32\x17.argosy.v1.UsageSummary\"\xf1\x01\n\x0cUsageSummary\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08requests\x18\x03 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x04 \x01(\x04\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x05 \x01(\x04\x12\x19\n\x11\x63ompletion_tokens\x18\x06 \x01(\x04\x12\x15\n\ropen_requests\x18\x07 \x01(\x04\x12\x17\n\x0freserved_tokens\x18\x08 \x01(\x04\x12\x18\n\x10reasoning_tokens\x18\t \x01(\x04\x12\x16\n\x0e\x64\x65vice_seconds\x18\n \x01(\x01\"+\n\x15GetUsageRecordRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"@\n\x16GetUsageRecordResponse\x12&\n\x06record\x18\x01 \x01(\x0b\x32\x16.argosy.v1.UsageRecord\"\xe4\x02\n\x0bUsageRecord\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x0e\n\x06region\x18\x05 \x01(\t\x12-\n\topened_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nsettled_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x65nding\x18\x08 \x01(\t\x12\x15\n\rprompt_tokens\x18\t \x01(\x04\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\n \x01(\x04\x12\x19\n\x11\x63ompletion_tokens\x18\x0b \x01(\x04\x12\x10\n\x08\x61ttempts\x18\x0c \x01(\x04\x12\x18\n\x10reasoning_tokens\x18\r \x01(\x04\x12\x16\n\x0e\x64\x65vice_seconds\x18\x0e \x01(\x01\x32\xbc\x01\n\x0cUsageService\x12U\n\x0eSummarizeUsage\x12 .argosy.v1.SummarizeUsageRequest\x1a!.argosy.v1.SummarizeUsageResponse\x12U\n\x0eGetUsageRecord\x12 .argosy.v1.GetUsageRecordRequest\x1a!.argosy.v1.GetUsageRecordResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,13 +37,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SUMMARIZEUSAGERESPONSE']._serialized_start=196
   _globals['_SUMMARIZEUSAGERESPONSE']._serialized_end=264
   _globals['_USAGESUMMARY']._serialized_start=267
-  _globals['_USAGESUMMARY']._serialized_end=458
-  _globals['_GETUSAGERECORDREQUEST']._serialized_start=460
-  _globals['_GETUSAGERECORDREQUEST']._serialized_end=503
-  _globals['_GETUSAGERECORDRESPONSE']._serialized_start=505
-  _globals['_GETUSAGERECORDRESPONSE']._serialized_end=569
-  _globals['_USAGERECORD']._serialized_start=572
-  _globals['_USAGERECORD']._serialized_end=878
-  _globals['_USAGESERVICE']._serialized_start=881
-  _globals['_USAGESERVICE']._serialized_end=1069
+  _globals['_USAGESUMMARY']._serialized_end=508
+  _globals['_GETUSAGERECORDREQUEST']._serialized_start=510
+  _globals['_GETUSAGERECORDREQUEST']._serialized_end=553
+  _globals['_GETUSAGERECORDRESPONSE']._serialized_start=555
+  _globals['_GETUSAGERECORDRESPONSE']._serialized_end=619
+  _globals['_USAGERECORD']._serialized_start=622
+  _globals['_USAGERECORD']._serialized_end=978
+  _globals['_USAGESERVICE']._serialized_start=981
+  _globals['_USAGESERVICE']._serialized_end=1169
 # @@protoc_insertion_point(module_scope)

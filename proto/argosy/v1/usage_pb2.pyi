@@ -26,7 +26,7 @@ class SummarizeUsageResponse(_message.Message):
     def __init__(self, summaries: _Optional[_Iterable[_Union[UsageSummary, _Mapping]]] = ...) -> None: ...
 
 class UsageSummary(_message.Message):
-    __slots__ = ("tenant", "model", "requests", "prompt_tokens", "cached_prompt_tokens", "completion_tokens", "open_requests", "reserved_tokens")
+    __slots__ = ("tenant", "model", "requests", "prompt_tokens", "cached_prompt_tokens", "completion_tokens", "open_requests", "reserved_tokens", "reasoning_tokens", "device_seconds")
     TENANT_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     REQUESTS_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +35,8 @@ class UsageSummary(_message.Message):
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     OPEN_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     RESERVED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    REASONING_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     tenant: str
     model: str
     requests: int
@@ -43,7 +45,9 @@ class UsageSummary(_message.Message):
     completion_tokens: int
     open_requests: int
     reserved_tokens: int
-    def __init__(self, tenant: _Optional[str] = ..., model: _Optional[str] = ..., requests: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., open_requests: _Optional[int] = ..., reserved_tokens: _Optional[int] = ...) -> None: ...
+    reasoning_tokens: int
+    device_seconds: float
+    def __init__(self, tenant: _Optional[str] = ..., model: _Optional[str] = ..., requests: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., open_requests: _Optional[int] = ..., reserved_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., device_seconds: _Optional[float] = ...) -> None: ...
 
 class GetUsageRecordRequest(_message.Message):
     __slots__ = ("request_id",)
@@ -58,7 +62,7 @@ class GetUsageRecordResponse(_message.Message):
     def __init__(self, record: _Optional[_Union[UsageRecord, _Mapping]] = ...) -> None: ...
 
 class UsageRecord(_message.Message):
-    __slots__ = ("request_id", "tenant", "subject", "model", "region", "opened_at", "settled_at", "ending", "prompt_tokens", "cached_prompt_tokens", "completion_tokens", "attempts")
+    __slots__ = ("request_id", "tenant", "subject", "model", "region", "opened_at", "settled_at", "ending", "prompt_tokens", "cached_prompt_tokens", "completion_tokens", "attempts", "reasoning_tokens", "device_seconds")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     SUBJECT_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +75,8 @@ class UsageRecord(_message.Message):
     CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    REASONING_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     tenant: str
     subject: str
@@ -83,4 +89,6 @@ class UsageRecord(_message.Message):
     cached_prompt_tokens: int
     completion_tokens: int
     attempts: int
-    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., subject: _Optional[str] = ..., model: _Optional[str] = ..., region: _Optional[str] = ..., opened_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., settled_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ending: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., attempts: _Optional[int] = ...) -> None: ...
+    reasoning_tokens: int
+    device_seconds: float
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., subject: _Optional[str] = ..., model: _Optional[str] = ..., region: _Optional[str] = ..., opened_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., settled_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., ending: _Optional[str] = ..., prompt_tokens: _Optional[int] = ..., cached_prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., attempts: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., device_seconds: _Optional[float] = ...) -> None: ...

@@ -1,4 +1,7 @@
+import datetime
+
 from argosy.internal.v1 import replica_pb2 as _replica_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from argosy.internal.v1 import step_pb2 as _step_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -91,15 +94,17 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("region", "replicas")
+    __slots__ = ("region", "replicas", "started_at")
     REGION_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    STARTED_AT_FIELD_NUMBER: _ClassVar[int]
     region: str
     replicas: _containers.RepeatedCompositeFieldContainer[ReplicaStatus]
-    def __init__(self, region: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ...) -> None: ...
+    started_at: _timestamp_pb2.Timestamp
+    def __init__(self, region: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ReplicaStatus(_message.Message):
-    __slots__ = ("replica_id", "model", "address", "epoch", "state", "reason", "ranks", "load", "coefficients", "prefixes", "metrics_address", "active_seconds")
+    __slots__ = ("replica_id", "model", "address", "epoch", "state", "reason", "ranks", "load", "coefficients", "prefixes", "metrics_address", "active_seconds", "delivered_tokens", "lost_epochs")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -112,6 +117,8 @@ class ReplicaStatus(_message.Message):
     PREFIXES_FIELD_NUMBER: _ClassVar[int]
     METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    DELIVERED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LOST_EPOCHS_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     model: str
     address: str
@@ -124,7 +131,9 @@ class ReplicaStatus(_message.Message):
     prefixes: PrefixSummary
     metrics_address: str
     active_seconds: float
-    def __init__(self, replica_id: _Optional[str] = ..., model: _Optional[str] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., reason: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., load: _Optional[_Union[_replica_pb2.Load, _Mapping]] = ..., coefficients: _Optional[_Union[StepCoefficients, _Mapping]] = ..., prefixes: _Optional[_Union[PrefixSummary, _Mapping]] = ..., metrics_address: _Optional[str] = ..., active_seconds: _Optional[float] = ...) -> None: ...
+    delivered_tokens: int
+    lost_epochs: int
+    def __init__(self, replica_id: _Optional[str] = ..., model: _Optional[str] = ..., address: _Optional[str] = ..., epoch: _Optional[int] = ..., state: _Optional[_Union[ReplicaState, str]] = ..., reason: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankStatus, _Mapping]]] = ..., load: _Optional[_Union[_replica_pb2.Load, _Mapping]] = ..., coefficients: _Optional[_Union[StepCoefficients, _Mapping]] = ..., prefixes: _Optional[_Union[PrefixSummary, _Mapping]] = ..., metrics_address: _Optional[str] = ..., active_seconds: _Optional[float] = ..., delivered_tokens: _Optional[int] = ..., lost_epochs: _Optional[int] = ...) -> None: ...
 
 class RankStatus(_message.Message):
     __slots__ = ("stage", "tensor_rank", "node", "device", "pid", "start_layer", "end_layer", "query_heads", "kv_heads", "phase", "loaded_bytes", "total_bytes", "step", "phase_seconds", "figures")
