@@ -22,9 +22,8 @@ from pydantic import (
 )
 
 from cluster.errors import ConfigurationError
-from model.quantization import Quantization
-from model.quantization import Quantization
 from cluster.peers import Identity, PeerFiles, Role, is_loopback
+from model.quantization import Quantization
 
 
 def default_store() -> Path:
@@ -47,9 +46,6 @@ def _check_host_port(value: str) -> str:
 
 
 HostPort = Annotated[str, AfterValidator(_check_host_port)]
-
-
-REGION_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
 
 
 REGION_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
@@ -307,7 +303,7 @@ class TracesConfig(_Section):
     sample: float = Field(0.05, ge=0, le=1)
     """Share of requests that are traced. What a caller has decided in its `traceparent` stands."""
     step_every: int = Field(50, ge=1)
-    """Of the steps that hold a traced request, every so manieth is a span."""
+    """Every so manieth step is a span, if a traced request is in it."""
 
     @field_validator("endpoint")
     @classmethod

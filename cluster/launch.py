@@ -71,6 +71,8 @@ class EngineAddresses:
     """`ReplicaService`, for routers."""
     step_channel: str
     """For workers."""
+    metrics: str = ""
+    """For Prometheus; empty if nothing is exported."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,11 @@ API_KEY_VARIABLE = "ARGOSY_API_KEY"
 
 
 def credentials() -> tuple[tuple[str, str], ...]:
-    """Metadata of a call: the key in $ARGOSY_API_KEY, else the token of `argosy login`, else nothing."""
+    """Metadata of a call: the key in $ARGOSY_API_KEY, else the token of `argosy login`, else none of both; and the
+    trace of which the command is a part, if $TRACEPARENT says so."""
     token = os.environ.get(API_KEY_VARIABLE, "").strip() or _saved_token()
-    return (("authorization", f"Bearer {token}"),) if token else ()
+    entries = {"authorization": f"Bearer {token}" if token else "", "traceparent": os.environ.get("TRACEPARENT", "")}
+    return tuple((key, value) for key, value in entries.items() if value)
 
 
 def token_file() -> Path:

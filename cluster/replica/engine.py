@@ -37,7 +37,9 @@ from cluster.replica.scheduler import Scheduler
 from cluster.replica.step_costs import StepCostFit
 from cluster.replica.step_message import step_input
 from cluster.replica.step_times import StepTimes
+from cluster.replica.traces import RequestTraces
 from cluster.replica.validate import Limits, read_spec
+from cluster.telemetry.tracing import NO_SPAN, Span
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +79,9 @@ class Engine:
         clock: Clock,
         num_ranks: int = 1,
         observer: Observer | None = None,
+        traces: RequestTraces | None = None,
     ) -> None:
+        self._traces = traces or RequestTraces()
         self._num_ranks = num_ranks
         self._observer = observer or Unobserved()
         self.state: control_pb2.ReplicaState = control_pb2.REPLICA_STATE_LOADING
@@ -138,6 +142,7 @@ class Engine:
             raise ServiceError(Reason.INTERNAL, f"stream {message.stream_id} is in use")
         live = Live(connection, message.stream_id, spec, {choice.index for choice in spec.choices} or {0})
         live.queued_at = now = self._clock.monotonic()
+        live.span = self._traces.begin(spec)
         try:
             if self.state != control_pb2.REPLICA_STATE_READY:
                 live.end(replica_pb2.END_REASON_ERROR, "the replica takes no new requests")
@@ -314,6 +319,7 @@ class Engine:
             if live.queued_at is not None:
                 self._observer.request_started(now - live.queued_at)
                 live.queued_at = None
+                live.span.event("first step")
         specs = {slot.key: self._live[slot.key].spec for slot in plan.opened}
         message = step_input(plan, self._epoch, specs, self._constraints.masks(plan.rows))
         flight = _Flight(plan, self._times.predict(plan.num_prefill_tokens), self._reporting(plan))
@@ -338,6 +344,7 @@ class Engine:
         self.costs.learn(flight.plan, output.seconds)
         now = self._clock.monotonic()
         self._observer.step_done(now, flight.plan, output.seconds, in_flight=len(self._flights))
+        self._traces.step(flight.plan, output.seconds, self._span_of)
         self._share_out(flight.plan, output)
         self._keep_logprobs(flight, output)
         slots = np.frombuffer(output.slots, "<i4").tolist()
@@ -346,6 +353,10 @@ class Engine:
         self._load = None
         for event in self._scheduler.complete(output.step, sampled, now):
             self._deliver(event)
+
+    def _span_of(self, key: RequestKey) -> Span:
+        live = self._live.get(key)
+        return live.span if live else NO_SPAN
 
     def _share_out(self, plan: StepPlan, output: step_pb2.StepOutput) -> None:
         """Charge a step's device time to its requests by tokens; stages are balanced, so each is taken for the last."""
@@ -388,6 +399,8 @@ class Engine:
 
     def _forget(self, key: RequestKey) -> None:
         live = self._live.pop(key, None)
+        if live:
+            live.span.end()
         for choice in live.open_choices if live else ():
             self._constraints.forget(key, choice)
         if not self._live:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from argosy.internal.v1 import replica_pb2
 from cluster.replica.connection import Connection
 from cluster.replica.plan import EndReason, RequestKey, SequenceEvent
+from cluster.telemetry.tracing import NO_SPAN, Span
 
 _ENDS: dict[EndReason | None, replica_pb2.EndReason] = {
     None: replica_pb2.END_REASON_UNSPECIFIED,
@@ -34,12 +35,15 @@ class Live:
     """A token of it was sampled here."""
     queued_at: float | None = None
     """When it arrived; None once it is in a step."""
+    span: Span = NO_SPAN
     device_seconds: float = 0.0
     """Since its last delta."""
 
     def tell(self, event: SequenceEvent) -> None:
         """Its router hears of new tokens, or of the end of a choice."""
-        self.has_begun = True
+        if not self.has_begun:
+            self.has_begun = True
+            self.span.event("first token")
         delta = replica_pb2.TokenDelta(
             stream_id=self.stream_id,
             choice=event.choice,
@@ -59,6 +63,7 @@ class Live:
 
     def end(self, end: replica_pb2.EndReason, detail: str, *, suspect: bool = False) -> None:
         """Its router hears that every choice which is still open ends."""
+        self.span.end(detail)
         for choice in sorted(self.open_choices):
             delta = replica_pb2.TokenDelta(
                 stream_id=self.stream_id, choice=choice, end=end, detail=detail, suspect=suspect

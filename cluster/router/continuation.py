@@ -17,6 +17,7 @@ from cluster.ids import ModelName
 from cluster.router.attempt import WINDOW_TOKENS, Attempt, ReplicaAddress, ReplicaLostError
 from cluster.router.fleet import Fleet
 from cluster.router.validate import duration_of
+from cluster.telemetry.tracing import NO_SPAN, Attributes, Span
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +114,7 @@ class LiveStream:
         deadline: float,
         linger: float = 0.0,
         regions: Collection[str] = (),
+        span: Span = NO_SPAN,
     ) -> None:
         """
         Args:
@@ -121,6 +123,7 @@ class LiveStream:
             deadline: in the clock's monotonic seconds.
             linger: seconds that news after the first may wait for more.
             regions: that may serve it; empty: all.
+            span: of the request; each attempt is a part of it.
         """
         self.cached_prompt_tokens = 0
         """As the first replica said: what the client's prompt cost."""
@@ -132,6 +135,8 @@ class LiveStream:
         self.device_seconds = 0.0
         """What all attempts have used, as far as replicas told."""
         self._lost_at: float | None = None
+        self._span = span
+        self._attempt_span: Span = NO_SPAN
         self._spec = spec
         self._model = model
         self._blocks = blocks
@@ -151,6 +156,11 @@ class LiveStream:
         self._suspicions = 0
         self._ended_at_replica = True
         self._error: ServiceError | None = None
+
+    @property
+    def reserved_tokens(self) -> int:
+        """Most tokens that it may make, all choices together."""
+        return self._spec.max_tokens * max(1, len(self._spec.choices))
 
     @property
     def is_over(self) -> bool:
@@ -198,6 +208,7 @@ class LiveStream:
         if self._attempt is not None:
             self._attempt.close(tell=not (self.is_over and self._ended_at_replica))
             self._attempt = None
+        self._attempt_span.end("" if self.is_over else "given up by the router or its client")
 
     def fail(self, error: ServiceError) -> None:
         """Make `next` raise: the router ends the stream."""
@@ -251,6 +262,7 @@ class LiveStream:
         self._lost_at = self._lost_at or self._clock.monotonic()
         self._attempt.close(tell=True)
         self._attempt = None
+        self._attempt_span.end(why)
         self._fruitless += 1
         self._fleet.end_trial(self._model, self)
 
@@ -287,8 +299,11 @@ class LiveStream:
                 raise self._error
             # Better a replica that failed once than none; a rebuilt one has another epoch and is not in the set.
             self._failed_at.clear()
-        self._attempt = choice.replica.connection.submit(self._resumed_spec())
         self.num_attempts += 1
+        target = choice.replica.connection.target
+        attributes: Attributes = {"argosy.replica": target.replica_id, "argosy.epoch": target.epoch}
+        self._attempt_span = self._span.child(f"attempt {self.num_attempts}", "client", attributes)
+        self._attempt = choice.replica.connection.submit(self._resumed_spec())
         self._has_begun = True
         self.sent_at = self.sent_at or self._clock.monotonic()
         uncached = max(1, tokens - choice.cached_tokens)
@@ -304,4 +319,5 @@ class LiveStream:
             spec.choices.add(index=choice, emitted_token_ids=emitted)
         spec.time_left.CopyFrom(duration_of(self._deadline - self._clock.monotonic()))
         spec.initial_credit = WINDOW_TOKENS
+        spec.traceparent = self._attempt_span.traceparent
         return spec

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import math
 import random
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import grpc.aio
@@ -34,6 +35,7 @@ from cluster.router.catalogue import Catalogue
 from cluster.router.directory import watch_region
 from cluster.router.dispatch import dial_grpc
 from cluster.router.fleet import Fleet, ModelTraffic
+from cluster.router.gauges import keep_gauges
 from cluster.router.health import INFERENCE, MODELS, keep_health
 from cluster.router.metering import Ledger, MemoryLedger
 from cluster.router.models import ModelService
@@ -41,12 +43,16 @@ from cluster.router.regions import eligible_regions, regions_of
 from cluster.router.resume import Tickets, resume_key
 from cluster.router.service import InferenceService
 from cluster.telemetry import RouterMetrics
+from cluster.telemetry.exporter import exported
+from cluster.telemetry.tracing import open_tracer
 
 log = logging.getLogger(__name__)
 
 ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 USAGE = usage_pb2.DESCRIPTOR.services_by_name["UsageService"].full_name
 DRAIN_CHECK_SECONDS = 0.05
+SAME_STOP_SECONDS = 2.0
+"""Whoever stops a process tree sends SIGTERM to the router, and so does the router's parent: that is one stop."""
 FLUSH_SECONDS = 1.0
 """Time for the statuses of cut streams to reach their clients."""
 
@@ -64,11 +70,20 @@ def run(config: ArgosyConfig, on_listening: Callable[[str], None] | None = None)
     async def serve_until_signalled() -> None:
         stop, cut = asyncio.Event(), asyncio.Event()
 
+        loop = asyncio.get_running_loop()
+        last_term = -math.inf
+
+        def on_term() -> None:
+            nonlocal last_term
+            is_echo, last_term = loop.time() - last_term < SAME_STOP_SECONDS, loop.time()
+            if not is_echo:
+                on_signal()
+
         def on_signal() -> None:
             (cut if stop.is_set() else stop).set()
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, on_signal)
+        loop.add_signal_handler(signal.SIGTERM, on_term)
+        loop.add_signal_handler(signal.SIGINT, on_signal)
         await serve(config, stop=stop, cut=cut, on_listening=on_listening)
 
     asyncio.run(serve_until_signalled())
@@ -118,7 +133,10 @@ async def serve(
         metrics = metrics or RouterMetrics()
         books = ledger if isinstance(ledger, StoredLedger) else None
         tickets = Tickets(resume_key(config, shares_ledger=books is not None))
-        service = InferenceService(catalogue, fleet, ledger, metrics, clock, config.router, tickets, config.region)
+        tracer = open_tracer(config.traces, "router", {"argosy.region": config.region, "argosy.router": router_id})
+        service = InferenceService(
+            catalogue, fleet, ledger, metrics, clock, config.router, tickets, config.region, tracer
+        )
         secret = read_secret(config.ledger_path.with_name(SECRET_FILE)) if books else b""
         tokens = OidcVerifier(config.identity.oidc, clock)
         authenticator = Authenticator(books, secret, clock, anonymous=anonymous, tokens=tokens)
@@ -126,6 +144,7 @@ async def serve(
         server = _server(config, service, ModelService(catalogue, fleet), servicer, authenticator)
         if books is not None:
             _add_management(server, books, Administration(books, secret, clock), authenticator)
+        exports = ExitStack()
         tasks: list[asyncio.Task[Any]] = [model.loading for model in catalogue.values()]
         try:
             address = rpc.listen(server, config.router.listen, "router.listen", credentials)
@@ -133,8 +152,10 @@ async def serve(
             watches = (watch_region(region, router_id, identity, clock, fleet.update) for region in regions)
             tasks.extend(map(asyncio.create_task, watches))
             tasks.append(asyncio.create_task(tokens.keep_fresh()))
+            tasks.append(asyncio.create_task(keep_gauges(metrics, catalogue, fleet, service, books, clock)))
             tasks.append(asyncio.create_task(keep_health(servicer, catalogue, fleet, clock)))
-            log.info("%s listens on %s", router_id, address)
+            scraped = exports.enter_context(exported(metrics.registry, config.metrics.router, "metrics.router"))
+            log.info("%s listens on %s, metrics: %s", router_id, address, scraped or "off")
             if on_listening is not None:
                 on_listening(address)
             await _until_stopped(stop, catalogue)
@@ -144,10 +165,12 @@ async def serve(
         finally:
             for task in tasks:
                 task.cancel()
+            exports.close()
             catalogue.close()
             await asyncio.gather(*tasks, return_exceptions=True)
             await fleet.close()
             await server.stop(None)
+            await asyncio.to_thread(tracer.close)
 
 
 def _tls(config: TlsConfig) -> grpc.ServerCredentials:

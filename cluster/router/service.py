@@ -35,7 +35,8 @@ from cluster.router.response_format import judge
 from cluster.router.resume import GRACE_SECONDS, LONGEST_SECONDS, Origin, Tickets, digest_of
 from cluster.router.validate import check, duration_of, specify
 from cluster.telemetry import RouterMetrics
-from cluster.telemetry.router import RequestFigures
+from cluster.telemetry.router import OPERATION, PROVIDER, RequestFigures
+from cluster.telemetry.tracing import NoTracer, Tracer, current_span, set_span, traceparent_of
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         limits: RouterConfig,
         tickets: Tickets,
         region: str = "",
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer or NoTracer()
         self._catalogue = catalogue
         self._fleet = fleet
         self._ledger = ledger
@@ -92,6 +95,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         """Serve one call."""
         model = self._catalogue.find(request.model)
         reason = "CANCELLED"
+        self._begin_span(model, context)
         try:
             with self._slot():
                 await self._serve(request, model, context)
@@ -101,6 +105,17 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             raise
         finally:
             self._metrics.requests.labels(model.name, reason).inc()
+            current_span().end("" if reason == "OK" else reason)
+
+    def _begin_span(self, model: ServedModel, context: Context) -> None:
+        attributes = {
+            "gen_ai.operation.name": OPERATION,
+            "gen_ai.provider.name": PROVIDER,
+            "gen_ai.request.model": model.name,
+            "argosy.tenant": current_caller().tenant,
+        }
+        parent = traceparent_of(context.invocation_metadata())
+        set_span(self._tracer.start(f"{OPERATION} {model.name}", "server", parent, attributes))
 
     def drain(self) -> None:
         """Refuse new requests; those that run go on."""
@@ -114,6 +129,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     @property
     def num_streams(self) -> int:
         return self._num_streams
+
+    @property
+    def reserved_tokens(self) -> int:
+        """Completion tokens that requests in flight have reserved."""
+        return sum(stream.reserved_tokens for stream in self._streams)
 
     @contextmanager
     def _slot(self) -> Iterator[None]:
@@ -183,7 +203,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         deadline = self._clock.monotonic() + rpc.time_left()
         caller = current_caller()
         linger, regions = self._limits.coalesce_seconds, caller.policy.regions
-        stream = LiveStream(spec, model.name, blocks, self._fleet, self._clock, deadline, linger, regions)
+        span = current_span()
+        span.set({"gen_ai.response.id": spec.request_id, "gen_ai.request.max_tokens": spec.max_tokens})
+        stream = LiveStream(spec, model.name, blocks, self._fleet, self._clock, deadline, linger, regions, span)
         for index in answer.over:
             stream.close_choice(index, by_replica=True)
         reservation = self._reservation(request, spec, model)
@@ -282,6 +304,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         )
         await asyncio.shield(call.row.settle(settlement))
         self._metrics.observe(self._figures(call))
+        used = {"gen_ai.usage.input_tokens": call.prompt_tokens, "gen_ai.usage.output_tokens": tokens}
+        current_span().set({**used, "argosy.cached_tokens": cached, "argosy.attempts": attempts})
         if call.ending is Ending.COMPLETE:
             self._fleet.observe_answer(name, tokens // max(len(call.answer), 1))
 

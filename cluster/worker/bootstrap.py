@@ -45,8 +45,9 @@ def load_shard(spec: WorkerSpec, state: WorkerState, wait_rendezvous: Callable[[
     _set_threads_before_import(spec.replica.threads_per_rank)
     import torch
 
-    from cluster.worker.shard_runner import ShardRunner, TimedLinks
-    from model.shard import Shard, ShardOptions
+    from cluster.worker.shard_runner import ShardRunner, TimedGroup, TimedLinks
+    from model.probe import measure_peaks
+    from model.shard import DTYPES, Shard, ShardOptions
 
     _set_threads(spec.replica.threads_per_rank)
     replica = spec.replica
@@ -55,7 +56,11 @@ def load_shard(spec: WorkerSpec, state: WorkerState, wait_rendezvous: Callable[[
     context = _make_context(spec, state, wait_rendezvous, torch.device(device))
     state.before_exit = context.leave
     links, progress = TimedLinks(context.links), context.progress
+    group = TimedGroup(context.tensor_group)
+    if device == "cpu" and group.size > 1:
+        context = dataclasses.replace(context, tensor_group=group)
     context = dataclasses.replace(context, links=links)
+    state.watch_waits(lambda: (group.seconds, links.waited_seconds))
     state.watch_progress(lambda: (progress.value, progress.where))
     options = ShardOptions(
         directory=replica.directory,
@@ -70,6 +75,8 @@ def load_shard(spec: WorkerSpec, state: WorkerState, wait_rendezvous: Callable[[
     shard = Shard.load(options, context, state.loaded)
     state.enter("warming")
     shard.warm_up()
+    peaks = measure_peaks(torch.device(device), DTYPES[replica.dtype])
+    state.measured(peaks.flops, peaks.memory_bytes)
     return ShardRunner(shard, links)
 
 

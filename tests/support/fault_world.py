@@ -21,6 +21,7 @@ from typing import Any
 
 from argosy.internal.v1 import control_pb2
 from argosy.v1 import inference_pb2 as api
+from cluster.config import TracesConfig
 from cluster.ids import Epoch, ModelName, ReplicaId
 from cluster.protocol import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS
 from tests.support.fake_replica import FakeReplica, hashed_tokens
@@ -194,6 +195,7 @@ async def fault_world(
     real: bool = False,
     num_blocks: int = 512,
     router: dict[str, Any] | None = None,
+    traces: dict[str, Any] | None = None,
     **engine: object,
 ) -> AsyncIterator[FaultWorld]:
     """`count` replicas, a router, and a healer. `real`: ranks compute the checkpoint's model, not the paged fake."""
@@ -206,6 +208,7 @@ async def fault_world(
         def start(epoch: Epoch) -> Any:
             spec = replica_spec(directory, tp=tp, pp=pp, num_blocks=num_blocks, **engine)
             spec = dataclasses.replace(spec, replica_id=replica_id, model=ModelName(MODEL), epoch=epoch)
+            spec = dataclasses.replace(spec, traces=TracesConfig.model_validate(traces or {}))
             return running_replica(spec, *arguments)
 
         return Site(replica_id, start, proxied=proxied)
@@ -215,7 +218,7 @@ async def fault_world(
         for one in sites:
             stack.push_async_callback(one.close)
         await asyncio.gather(*(one.open(1) for one in sites))
-        world = await stack.enter_async_context(router_world(checkpoint, router=router))
+        world = await stack.enter_async_context(router_world(checkpoint, router=router, traces=traces or {}))
         world.directory.replicas = list(sites)
         await world.until_ready(count)
         faults = FaultWorld(world, sites, step_seconds=pass_seconds)

@@ -145,7 +145,7 @@ async def router_world(
             replica.model, replica.replica_id = MODEL, f"{MODEL}/{number}"
             await replica.start()
             stack.push_async_callback(replica.kill)
-        directory = FakeDirectory(*replicas)
+        directory = FakeDirectory(*replicas, region=sections.get("region", "local"))
         await directory.start()
         stack.push_async_callback(directory.stop)
         config = parse_config(
