@@ -51,6 +51,8 @@ class SchedulerConfig:
     """Within a class: least slack first, or first come, first served."""
     patience_seconds: float = 60.0
     """Starvation bound: slack beyond it counts alike, and a request that waited so long joins the first class."""
+    fair_quantum_seconds: float = 0.25
+    """A tenant goes after another, within a class, once it has had so much more device time."""
     look_ahead_seconds: float = 0.2
     """A step is planned ahead of the lanes' own only while less prefill time than this is in flight: behind more of
     it the round trip that planning ahead hides is noise, but a newcomer would wait for it."""

@@ -13,12 +13,13 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cluster.prefix import root_key
 from cluster.replica.block_manager import BlockManager, BlockObserver
+from cluster.replica.fair_share import Account, FairShares
 from cluster.replica.plan import (
     EndReason,
     LoadSnapshot,
@@ -63,7 +64,8 @@ class Scheduler:
         self.blocks = BlockManager(config.num_blocks, block_observer)
         self._step_observer = step_observer
         self._rate = PrefillRate(config.prefill_seconds_per_token)
-        self._waiting = WaitingQueue(config, self._rate)
+        self._shares = FairShares(config.fair_quantum_seconds)
+        self._waiting = WaitingQueue(config, self._rate, self._shares)
         self._residents = Residents(config, self.blocks, self._waiting)
         self._requests: dict[RequestKey, RequestState] = {}
         self._deadlines: list[tuple[float, int, RequestKey]] = []
@@ -106,6 +108,7 @@ class Scheduler:
         root = root_key(request.cache_domain, self.config.model_revision)
         state = RequestState(request, root, next(self._numbers), now + self.config.patience_seconds)
         self._requests[request.key] = state
+        self._shares.enter(state.account)
         if state.deadline < math.inf:
             if len(self._deadlines) > 64 + 2 * len(self._requests):
                 self._deadlines = [entry for entry in self._deadlines if self._is_live(entry)]
@@ -120,6 +123,7 @@ class Scheduler:
         """Give a request up in whatever phase; unknown keys (it may just have ended) are ignored. No event follows."""
         state = self._requests.pop(key, None)
         if state is not None:
+            self._shares.leave(state.account)
             for sequence in state.sequences:
                 if sequence.phase is not Phase.ENDED:
                     self._residents.end(sequence)
@@ -289,6 +293,7 @@ class Scheduler:
         self._residents.end(sequence)
         if not sequence.request.num_live:
             del self._requests[sequence.request.key]
+            self._shares.leave(sequence.request.account)
 
     def _give_credit(self, state: RequestState, tokens: int) -> None:
         if state.credit is None:
@@ -302,12 +307,25 @@ class Scheduler:
         if sequence.phase is Phase.QUEUED and not sequence.ticket:
             self._residents.wait(sequence)
 
+    def _charge(self, flight: _Flight, seconds: float) -> None:
+        """Share a step's time out: what its prompt tokens take by tokens, the rest, which is one pass, by rows."""
+        plan = flight.plan
+        prefill = min(seconds, plan.num_prefill_tokens * self._rate.seconds_per_token)
+        per_token = prefill / max(1, plan.num_prefill_tokens)
+        per_row = (seconds - prefill) / max(1, len(plan.rows))
+        used: dict[Account, float] = defaultdict(float)
+        for row, sequence in zip(plan.rows, flight.sequences, strict=True):
+            tokens = row.num_tokens if row.token_ids is not None else 0
+            used[sequence.request.account] += per_row + tokens * per_token
+        self._shares.charge(used)
+
     def _measure(self, flight: _Flight, now: float) -> None:
         plan = flight.plan
         seconds = max(0.0, now - max(flight.planned_at, self._completed_at))
         self._completed_at = now
         self._rate.learn(seconds, plan.num_prefill_tokens, plan.num_decode_tokens)
         self._share.add(now, seconds if plan.num_prefill_tokens else 0.0)
+        self._charge(flight, seconds)
         if self._step_observer is not None:
             self._step_observer(
                 StepStatistics(

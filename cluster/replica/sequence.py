@@ -40,6 +40,7 @@ class RequestState:
     """A request that was accepted: what its choices share."""
 
     __slots__ = (
+        "account",
         "cached_prompt_tokens",
         "credit",
         "deadline",
@@ -71,6 +72,8 @@ class RequestState:
         self.priority = request.priority
         self.credit = request.credit
         self.needs_permits = request.needs_permits
+        self.account = request.cache_domain
+        """Who is charged for it."""
         self.root = root
         self.number = number
         """Counts requests in order of arrival."""

@@ -17,6 +17,7 @@ from typing import Any
 
 from argosy.internal.v1 import control_pb2, control_pb2_grpc, replica_pb2, replica_pb2_grpc
 from cluster import rpc
+from cluster.control.service import without_prefixes
 from cluster.errors import Reason, ServiceError
 from cluster.protocol import HEARTBEAT_SECONDS, REPLICA_PROTOCOL_VERSION
 
@@ -303,7 +304,7 @@ class FakeDirectory(control_pb2_grpc.DirectoryServiceServicer):
         self.replicas: list[FakeReplica] = list(replicas)
         self.region = region
         self.address = ""
-        self._version = 0
+        self.version = 0
         self._server: Any = None
 
     async def start(self, listen: str = "127.0.0.1:0") -> str:
@@ -322,10 +323,12 @@ class FakeDirectory(control_pb2_grpc.DirectoryServiceServicer):
         self, request: control_pb2.WatchReplicasRequest, context: Any
     ) -> AsyncIterator[control_pb2.WatchReplicasResponse]:
         """The whole directory every 50 ms."""
+        told: dict[tuple[str, int], int] = {}
         while True:
-            self._version += 1
+            self.version += 1
             entries = [replica.entry() for replica in self.replicas]
-            yield control_pb2.WatchReplicasResponse(region=self.region, version=self._version, replicas=entries)
+            whole = control_pb2.WatchReplicasResponse(region=self.region, version=self.version, replicas=entries)
+            yield without_prefixes(whole, told if request.wants_prefixes else None)
             await asyncio.sleep(0.05)
 
 

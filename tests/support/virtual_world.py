@@ -346,7 +346,8 @@ class VirtualRegion:
             if outcome.is_poison:
                 assert outcome.is_cancelled or outcome.error in POISONED, f"poison ended with {outcome.error!r}"
             elif outcome.error == "QUARANTINED":
-                assert self.rank_losses >= 2, "only who was there twice can be taken for the cause"
+                poisoned = any(other.is_poison for other in self.outcomes)
+                assert poisoned or self.rank_losses >= 2, "only who was there twice can be taken for the cause"
             elif outcome.error and outcome.deadline > PATIENCE_SECONDS:
                 assert outcome.error in ("REPLICA_LOST", "NO_REPLICA"), outcome.error
                 assert outcome.attempts >= 4 or outcome.error == "NO_REPLICA", "given up too early"

@@ -101,8 +101,8 @@ def test_what_is_over_is_forgotten_long_before_its_deadline():
         world.submit(request(key, [1], deadline=600, priority=1, first_token_by=500))
         if key >= 10:
             world.cancel(key - 10)
-    waiting = world.scheduler._waiting
-    for heap in (world.scheduler._deadlines, waiting._ready, waiting._late, waiting._aging):
+    (line,) = world.scheduler._waiting._lines.values()
+    for heap in (world.scheduler._deadlines, line._ready, line._late, line._aging):
         assert len(heap) < 100
 
 
