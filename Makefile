@@ -11,6 +11,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+DOCKERFILE := deploy/images/Dockerfile
+
 MODEL := smollm2-135m-instruct
 PROMPT := What is the capital of France? Answer in one sentence.
 # `value` keeps a dollar sign in the user's text from being read by make; the recipe reads it from the environment.
@@ -84,6 +87,14 @@ proto: $(READY) ## Regenerate the stubs beside the .proto files
 
 chart: $(READY) ## Bring the Helm chart's schema up to what argosy.yaml takes
 	@$(BIN)/python -m tools.chart_schema
+
+images: $(READY) ## Build the container images with docker (TORCH_INDEX=... has CPU builds of torch)
+	@command -v docker >/dev/null || { echo "make images needs docker, or a program that is called so" >&2; exit 1; }
+	@$(BIN)/hadolint $(DOCKERFILE)
+	@docker build --file $(DOCKERFILE) --target router --tag argosy-router:$(VERSION) .
+	@docker build --file $(DOCKERFILE) --target engine-cpu --tag argosy-engine:$(VERSION) \
+		--build-arg TORCH_INDEX="$(TORCH_INDEX)" .
+	@docker build --file $(DOCKERFILE) --target engine-cuda --tag argosy-engine:$(VERSION)-cuda .
 
 constraints: $(READY) ## Pin what .venv has installed into constraints.txt
 	@$(BIN)/python -m tools.constraints

@@ -12,7 +12,13 @@ from cluster.cli.client import DEFAULT_ROUTER, open_channel
 
 
 @click.command("health")
-@click.option("--address", default=DEFAULT_ROUTER, show_default=True, help="host:port of a router, or tls://host:port.")
+@click.option(
+    "--address",
+    default=DEFAULT_ROUTER,
+    show_default=f"$ARGOSY_HEALTH_ADDRESS or {DEFAULT_ROUTER}",
+    envvar="ARGOSY_HEALTH_ADDRESS",
+    help="host:port of a router, or tls://host:port.",
+)
 @click.option("--service", default="", help="What must serve. Default: the process.")
 @click.option("--timeout", type=float, default=5.0, show_default=True, help="Seconds to wait for the answer.")
 def command(address: str, service: str, timeout: float) -> None:

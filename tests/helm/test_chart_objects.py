@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from cluster.config import parse_config
+from cluster.control.topology import LINK_DOMAIN_LABEL, RACK_LABEL
+from cluster.telemetry.catalogue import LIVE_STREAMS
 from tests.support.helm import CI_FILES, Object, containers, named, of_kind, pod_templates, render
 
 VALUES: list[Path | None] = [None, *CI_FILES]
@@ -189,7 +191,7 @@ def test_unlike_gpus_are_pools_of_their_own() -> None:
     commands = {name: group["template"]["spec"]["containers"][0]["command"] for name, group in groups.items()}
     assert "--num-gpus=8" in commands["h200"]
     assert "--num-gpus=1" in commands["l4"]
-    assert "--labels=argosy.dev/pool=l4" in commands["l4"]
+    assert "--labels=argosy.io/pool=l4" in commands["l4"]
     limits = groups["h200"]["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert limits["nvidia.com/gpu"] == 8
     assert groups["l4"]["replicas"] == 2
@@ -197,7 +199,7 @@ def test_unlike_gpus_are_pools_of_their_own() -> None:
 
 
 def test_adapters_link_domains_and_shared_memory_reach_the_pod() -> None:
-    template = named(ci("bare-metal"), "StatefulSet", "r-argosy-pool-dgx")["spec"]["template"]
+    template = named(ci("bare-metal"), "StatefulSet", "r-argosy-pool-nvl72")["spec"]["template"]
     pod = template["spec"]
     assert pod["hostNetwork"] is True
     assert pod["dnsPolicy"] == "ClusterFirstWithHostNet"
@@ -205,6 +207,10 @@ def test_adapters_link_domains_and_shared_memory_reach_the_pod() -> None:
     (term,) = pod["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     assert term["topologyKey"] == "nvidia.com/gpu.clique"
     (ray,) = pod["containers"]
+    # As placement reads it: a tensor group may span these nodes.
+    labels = next(word for word in ray["command"] if word.startswith("--labels=")).removeprefix("--labels=").split(",")
+    assert f"{LINK_DOMAIN_LABEL}=nvl72" in labels
+    assert f"{RACK_LABEL}=r1" in labels
     assert ray["resources"]["limits"]["rdma/hca_shared_devices_a"] == 1
     assert environment(ray)["NCCL_IB_HCA"] == "mlx5"
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
@@ -242,7 +248,7 @@ def test_certificates_reach_those_who_use_them() -> None:
     mounts = {mount["mountPath"] for mount in router["volumeMounts"]}
     assert {path.rpartition("/")[0] for path in paths} <= mounts
     assert "tcpSocket" in router["readinessProbe"], "the kubelet's gRPC probe speaks no TLS"
-    roles = {"router": {"router"}, "head": {"controller", "operator"}, "pool-dgx": {"engine", "worker"}}
+    roles = {"router": {"router"}, "head": {"controller", "operator"}, "pool-nvl72": {"engine", "worker"}}
     for name, template in pod_templates(found):
         for part, has in roles.items():
             if name.endswith(part):
@@ -272,9 +278,6 @@ def test_routers_scale_by_our_own_metric() -> None:
     found = ci("observed")
     (scaler,) = of_kind(found, "HorizontalPodAutoscaler")
     (metric,) = scaler["spec"]["metrics"]
-    assert metric["pods"]["metric"]["name"] == "argosy_router_live_streams"
-    from cluster.telemetry.catalogue import LIVE_STREAMS
-
     assert metric["pods"]["metric"]["name"] == LIVE_STREAMS.name
     assert scaler["spec"]["scaleTargetRef"]["name"] == "r-argosy-router"
     assert "replicas" not in named(found, "Deployment", "r-argosy-router")["spec"], "two would set it"

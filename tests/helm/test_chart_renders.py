@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tarfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ CUSTOM = {
 VALUES: list[tuple[Path, ...]] = [(), *((file,) for file in CI_FILES)]
 
 
-def check(found: dict[str, Any]) -> None:
-    """Raises what is wrong with an object."""
+@cache
+def check(text: str) -> None:
+    """Raises what is wrong with an object, given as JSON: many are the same in several files, and checks take long."""
+    found = json.loads(text)
     if found["kind"] in CUSTOM:
         assert found["apiVersion"] == CUSTOM[found["kind"]]
         return
@@ -58,9 +61,8 @@ def test_every_object_is_valid_for_three_versions_of_kubernetes(files: tuple[Pat
     for objects in (plain, kuberay):
         names = [(found["kind"], found["metadata"]["name"]) for found in objects]
         assert len(set(names)) == len(names), "two objects of one name"
-    # Most objects are the same either way, and a check takes long.
-    for text in {json.dumps(found, sort_keys=True) for found in [*plain, *kuberay, *pods]}:
-        check(json.loads(text))
+    for found in [*plain, *kuberay, *pods]:
+        check(json.dumps(found, sort_keys=True))
 
 
 @pytest.mark.parametrize("files", VALUES, ids=name_of)

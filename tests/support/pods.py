@@ -18,6 +18,9 @@ import psutil
 from tests.support.helm import Object, named, of_kind
 from tests.support.region import MARK, marked, wait_until
 
+POD_IP = "127.0.0.2"
+"""Loopback too, but not 127.0.0.1, in whose place Ray puts the machine's address on the network."""
+
 
 class PodMachine:
     """One machine in the place of all nodes: where mounts lie, and which ports stand for those of the pods."""
@@ -35,7 +38,7 @@ class PodMachine:
             **replacements,
             "/etc/argosy": str(directory / "etc"),
             "/var/lib/argosy": str(directory / "var"),
-            "$(POD_IP)": "127.0.0.1",
+            "$(POD_IP)": POD_IP,
         }
         self._processes: list[subprocess.Popen[bytes]] = []
         self._write_mounts()
@@ -110,7 +113,7 @@ class PodMachine:
         source = entry["valueFrom"]
         if "fieldRef" in source:
             assert source["fieldRef"] == {"fieldPath": "status.podIP"}
-            return "127.0.0.1"
+            return POD_IP
         reference = source["secretKeyRef"]
         return base64.b64decode(named(self._objects, "Secret", reference["name"])["data"][reference["key"]]).decode()
 

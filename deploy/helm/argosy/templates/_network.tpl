@@ -36,6 +36,19 @@ podSelector:
     - {port: 443, protocol: TCP}
 {{- end -}}
 
+{{- define "argosy.network.api" -}}
+{{- if .Values.discovery.enabled }}
+- to:
+    {{- range .Values.networkPolicy.apiServerRanges }}
+    - ipBlock:
+        cidr: {{ . }}
+    {{- end }}
+  ports:
+    - {port: 443, protocol: TCP}
+    - {port: 6443, protocol: TCP}
+{{- end }}
+{{- end -}}
+
 {{/* Routers of other regions call our controller and engines, and ours call theirs. */}}
 {{- define "argosy.network.regions" -}}
 {{- range .Values.networkPolicy.regionRanges }}

@@ -181,19 +181,21 @@ spec:
 {{- toYaml (dict "requests" (merge $devices $cpu) "limits" (merge (dict "memory" .memory) $devices)) -}}
 {{- end -}}
 
-{{/* Pods of a pool inside one link domain, such as an NVLink domain: all on nodes whose label of that name is equal. */}}
+{{/* Where the pods of a pool go together: all inside one link domain, such as an NVLink switch over several nodes, and as
+many as possible in one rack. Both are node labels whose values must be equal. */}}
 {{- define "argosy.pool.affinity" -}}
 {{- $affinity := default dict .pool.affinity -}}
-{{- if .pool.linkDomain.nodeLabel -}}
-{{- $has := dict "matchExpressions" (list (dict "key" .pool.linkDomain.nodeLabel "operator" "Exists")) -}}
-{{- $nodes := dict "requiredDuringSchedulingIgnoredDuringExecution" (dict "nodeSelectorTerms" (list $has)) -}}
 {{- $selector := dict "matchLabels" (include "argosy.selector" (dict "root" .root "component" (printf "pool-%s" .pool.name)) | fromYaml) -}}
-{{- $term := dict "labelSelector" $selector "topologyKey" .pool.linkDomain.nodeLabel -}}
-{{- $pods := dict "preferredDuringSchedulingIgnoredDuringExecution" (list (dict "weight" 100 "podAffinityTerm" $term)) -}}
-{{- if .pool.linkDomain.required -}}
-{{- $pods = dict "requiredDuringSchedulingIgnoredDuringExecution" (list $term) -}}
+{{- $together := dict -}}
+{{- with .pool.linkDomain.nodeLabel -}}
+{{- $_ := set $together "requiredDuringSchedulingIgnoredDuringExecution" (list (dict "labelSelector" $selector "topologyKey" .)) -}}
 {{- end -}}
-{{- $affinity = merge (dict "nodeAffinity" $nodes "podAffinity" $pods) $affinity -}}
+{{- with .pool.rack.nodeLabel -}}
+{{- $near := dict "weight" 100 "podAffinityTerm" (dict "labelSelector" $selector "topologyKey" .) -}}
+{{- $_ := set $together "preferredDuringSchedulingIgnoredDuringExecution" (list $near) -}}
+{{- end -}}
+{{- if $together -}}
+{{- $affinity = merge (dict "podAffinity" $together) $affinity -}}
 {{- end -}}
 {{- toJson $affinity -}}
 {{- end -}}
@@ -288,7 +290,10 @@ spec:
 
 {{/* What placement reads of the node: key=value,key=value as `ray start --labels` takes them. */}}
 {{- define "argosy.pool.labels" -}}
-{{- $labels := list (printf "argosy.dev/pool=%s" .name) -}}
+{{- $labels := list (printf "argosy.io/pool=%s" .name) -}}
+{{- if .linkDomain.nodeLabel -}}
+{{- $labels = append $labels (printf "argosy.io/link-domain=%s" .name) -}}
+{{- end -}}
 {{- range $key, $value := .labels -}}
 {{- $labels = append $labels (printf "%s=%s" $key $value) -}}
 {{- end -}}
