@@ -1,4 +1,4 @@
-"""Argosy's engine and workers, without Ray, asked as a router asks them. Arguments: MODEL TP PP THREADS_PER_RANK."""
+"""Argosy's engine and workers, no Ray, asked as a router asks them. Arguments: MODEL TP PP THREADS QUANTIZATION."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from support.replicas import replica_spec, running_replica  # noqa: E402
 from support.router_stream import RouterStream, router_stream, spec_of  # noqa: E402
 
 from benchmarks.engines.protocol import Times, serve  # noqa: E402
+from model.quantization import Quantization  # noqa: E402
 
 
 async def run(router: RouterStream, prompts: list[list[int]], new_tokens: int) -> Times:
@@ -29,7 +30,7 @@ async def run(router: RouterStream, prompts: list[list[int]], new_tokens: int) -
     return Times(prefill_seconds=first - begin, total_seconds=end - begin, decode_rate=rate)
 
 
-async def main(model: str, tp: int, pp: int, threads: int) -> None:
+async def main(model: str, tp: int, pp: int, threads: int, quantization: Quantization) -> None:
     spec = replica_spec(
         Path(model),
         tp=tp,
@@ -37,6 +38,7 @@ async def main(model: str, tp: int, pp: int, threads: int) -> None:
         num_blocks=640,
         context_length=512,
         threads_per_rank=threads,
+        quantization=quantization,
         max_sequences=64,
         prefix_cache=False,
     )
@@ -46,8 +48,8 @@ async def main(model: str, tp: int, pp: int, threads: int) -> None:
         def answer(prompts: list[list[int]], new_tokens: int) -> Times:
             return asyncio.run_coroutine_threadsafe(run(router, prompts, new_tokens), loop).result()
 
-        await asyncio.to_thread(serve, f"tp={tp} pp={pp}", answer)
+        await asyncio.to_thread(serve, f"{quantization} tp={tp} pp={pp}", answer)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], *map(int, sys.argv[2:5])))
+    asyncio.run(main(sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]))
