@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from model.config import ModelConfig
 from model.config_parts import UnsupportedModelError
-from model.parallel.partition import RankShard
+from model.parallel.dims import ParallelDims, RankCoordinates
+from model.parallel.partition import NOTHING, RankShard, Span, StageCosts, partition
 from model.quantization import IntegerForm, Quantization
 from model.weights.shard_spec import Cut, Dim, Place, ShardSpec, TensorRule, rank_bytes
 
@@ -256,3 +257,17 @@ def weight_bytes(
 ) -> int:
     """Bytes of this rank's weights, padding included. `bytes_per_element` may be fractional."""
     return rank_bytes(spec_for(config, quantization), shard, bytes_per_element)
+
+
+def part_bytes(config: ModelConfig, bytes_per_element: float) -> StageCosts:
+    """Bytes of the whole weights of each layer, of the embedding, and of the head with its norm."""
+    spec, (whole,) = spec_for(config), partition(config, ParallelDims())
+
+    def held(stage: int, layers: Span) -> float:
+        at = RankCoordinates(stage, 0)
+        return rank_bytes(
+            spec, replace(whole, coordinates=at, dims=ParallelDims(pp=3), layers=layers), bytes_per_element
+        )
+
+    layers = [held(1, Span(layer, layer + 1)) for layer in range(config.num_layers)]
+    return StageCosts(layers, held(0, NOTHING), held(2, NOTHING))

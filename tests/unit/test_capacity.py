@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 from pathlib import Path
@@ -20,7 +21,7 @@ from cluster.errors import ConfigurationError
 from model.config import ModelConfig
 from model.parallel.dims import ParallelDims
 from model.parallel.partition import partition
-from model.weights.tables import weight_bytes
+from model.weights.tables import part_bytes, weight_bytes
 from tests.support.ranks import tiny_config
 
 CHAT = Workload(prompt_tokens=3072, answer_tokens=1024, most_seconds_per_token=0.05)
@@ -60,6 +61,25 @@ def test_slower_devices_of_a_mixed_fleet_hold_fewer_layers() -> None:
     plan = next(other.plan for other in others if (other.dims.tp, other.dims.pp) == (8, 2) and other.plan)
     layers = {stage.domain.kind.name: stage.shard.layers.size for stage in plan.stages}
     assert layers["A100"] < 0.7 * layers["H100"]
+
+
+def test_stages_have_room_where_speed_alone_would_overfill_one() -> None:
+    """L40Ss have more memory for their speed than H200s: a model that fills both is not cut by speed alone."""
+    config = dataclasses.replace(read_model("llama-3.1-70b"), num_layers=380, vocab_size=4096)
+    plan, others = choose_plan(config, parse_fleet("4xH200,4xL40S"), Workload(768, 256, 10.0))
+    plans = [each for each in (plan, *(other.plan for other in others)) if each is not None]
+    stages = next(each.stages for each in plans if (each.dims.tp, each.dims.pp) == (4, 2))
+    layers = {stage.domain.kind.name: stage.shard.layers.size for stage in stages}
+    by_speed = partition(config, ParallelDims(4, 2), weights=[4.8] * 4 + [0.864] * 4)
+    assert layers["H200"] < by_speed[0].layers.size
+    assert all(stage.weight_bytes + stage.activation_bytes < stage.domain.kind.memory_bytes for stage in stages)
+
+
+def test_parts_of_a_model_are_all_of_it() -> None:
+    for _, config in all_references():
+        parts, (whole,) = part_bytes(config, 2), partition(config, ParallelDims())
+        count = config.num_layers
+        assert parts.stages(count)(0, count) == weight_bytes(config, whole, 2)
 
 
 def test_one_node_short_is_refused_with_what_is_missing() -> None:

@@ -13,7 +13,7 @@ from cluster.control.placement import Placement, UnplaceableError, place, take
 from cluster.control.topology import DEVICE_LABEL, LINK_DOMAIN_LABEL, RACK_LABEL, Node, nodes_from_ray
 from model.config import ModelConfig
 from model.parallel.dims import ParallelDims
-from model.parallel.partition import PartitionError, StageCosts, partition
+from model.parallel.partition import PartitionError, RankShard, StageCosts, StageMemory, partition
 from tests.support.ranks import tiny_config
 
 
@@ -175,6 +175,30 @@ def test_unlike_devices_and_layers_get_the_best_split(
     shards = partition(config, dims, weights=stage_speeds, costs=costs)
     best = min(map(slowest, itertools.combinations(range(1, len(layers)), len(stage_speeds) - 1)))
     assert slowest(tuple(shard.layers.end for shard in shards[:-1])) <= best * (1 + 1e-9)
+
+
+@given(layer_costs, st.lists(st.integers(1, 60), min_size=1, max_size=4))
+def test_no_stage_is_given_more_than_it_has_room_for(layers: list[int], room: list[int]) -> None:
+    """All layers equally quick, of unlike sizes: refused only where no split fits, and never worse than the best."""
+    count, stages = len(layers), len(room)
+    memory = StageMemory(StageCosts([float(layer) for layer in layers], 2.0, 3.0), [float(size) for size in room])
+    needed = memory.needed.stages(count)
+    fitting = [
+        max(end - start for start, end in itertools.pairwise(ends))
+        for cuts in itertools.combinations(range(1, count), stages - 1)
+        for ends in [(0, *cuts, count)]
+        if all(needed(*span) <= size for span, size in zip(itertools.pairwise(ends), room, strict=True))
+    ]
+
+    def cut() -> tuple[RankShard, ...]:
+        return partition(_layers(count), ParallelDims(pp=stages), costs=StageCosts(1.0, 0.0, 0.0), memory=memory)
+
+    if not fitting:
+        with pytest.raises(PartitionError, match="fits their memory" if stages <= count else "fewer than pp"):
+            cut()
+        return
+    shards = cut()
+    assert max(shard.layers.size for shard in shards) == min(fitting)
 
 
 def _layers(count: int) -> ModelConfig:

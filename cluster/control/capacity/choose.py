@@ -22,8 +22,8 @@ from cluster.control.capacity.step_model import (
 )
 from model.config import ModelConfig
 from model.parallel.dims import ParallelDims
-from model.parallel.partition import PartitionError, RankShard, partition
-from model.weights.tables import weight_bytes
+from model.parallel.partition import PartitionError, RankShard, StageCosts, StageMemory, partition
+from model.weights.tables import part_bytes, weight_bytes
 
 CHUNK_TOKENS = 4096
 """Prompt tokens of a step."""
@@ -93,7 +93,8 @@ def choose_plan(
     config: ModelConfig, fleet: Sequence[LinkDomain], workload: Workload
 ) -> tuple[CapacityPlan | None, list[Rejected]]:
     """The plan with the most tokens a second, and the others: working ones by rate, then those that cannot work."""
-    found = [_evaluate(config, fleet, dims, workload) for dims in _shapes(config, fleet)]
+    parts = part_bytes(config, 2)
+    found = [_evaluate(config, parts, fleet, dims, workload) for dims in _shapes(config, fleet)]
     rejected = [plan for plan in found if isinstance(plan, Rejected)]
     rejected.sort(key=lambda plan: -plan.dims.world_size)
     working = [plan for plan in found if isinstance(plan, CapacityPlan)]
@@ -125,7 +126,7 @@ def tensor_groups(fleet: Sequence[LinkDomain], tp: int) -> list[LinkDomain]:
 
 
 def _evaluate(
-    config: ModelConfig, fleet: Sequence[LinkDomain], dims: ParallelDims, workload: Workload
+    config: ModelConfig, parts: StageCosts, fleet: Sequence[LinkDomain], dims: ParallelDims, workload: Workload
 ) -> CapacityPlan | Rejected:
     groups = tensor_groups(fleet, dims.tp)
     replicas = [tuple(groups[start : start + dims.pp]) for start in range(0, len(groups) - dims.pp + 1, dims.pp)]
@@ -133,7 +134,7 @@ def _evaluate(
     examples = {tuple(domain.kind.name for domain in replica): replica for replica in replicas}
     plans: list[CapacityPlan] = []
     for kinds, count in by_kinds.items():
-        found = _replica(config, examples[kinds], dims, workload)
+        found = _replica(config, parts, examples[kinds], dims, workload)
         if isinstance(found, Rejected):
             return found
         plans.extend([found] * count)
@@ -154,11 +155,10 @@ def _evaluate(
 
 
 def _replica(
-    config: ModelConfig, domains: Sequence[LinkDomain], dims: ParallelDims, workload: Workload
+    config: ModelConfig, parts: StageCosts, domains: Sequence[LinkDomain], dims: ParallelDims, workload: Workload
 ) -> CapacityPlan | Rejected:
-    speeds = [domain.kind.memory_bandwidth / 1e12 for domain in domains for _ in range(dims.tp)]
     try:
-        shards = partition(config, dims, weights=speeds)
+        shards = _cut(config, parts, domains, dims, workload)
     except PartitionError as error:
         return Rejected(dims, str(error))
     precision = Precision.of(config)
@@ -184,14 +184,37 @@ def _replica(
     return _predict(config, dims, tuple(stages), precision, workload, kept, kv_tokens)
 
 
+def _cut(
+    config: ModelConfig, parts: StageCosts, domains: Sequence[LinkDomain], dims: ParallelDims, workload: Workload
+) -> tuple[RankShard, ...]:
+    """By speed, with room for weights and one sequence on every stage if that can be; else by speed alone."""
+    speeds = [domain.kind.memory_bandwidth / 1e12 for domain in domains for _ in range(dims.tp)]
+    inner = max(config.intermediate_size, config.experts.intermediate_size if config.experts else 0)
+    activations = _activation_bytes(config, inner / dims.tp, config.num_heads / dims.tp, config.vocab_size / dims.tp)
+    shard = partition(config, ParallelDims())[0]
+    sequence = kv_token_bytes(config, shard, Precision.of(config)) / config.num_layers * workload.context
+    assert not isinstance(parts.layer, float)
+    layers = [layer + sequence for layer in parts.layer]
+    room = [dims.tp * (usable_bytes(domain.kind) - activations) for domain in domains]
+    memory = StageMemory(StageCosts(layers, parts.embedding, parts.head), room)
+    try:
+        return partition(config, dims, weights=speeds, memory=memory)
+    except PartitionError:
+        return partition(config, dims, weights=speeds)
+
+
+def _activation_bytes(config: ModelConfig, inner: float, heads: float, vocab: float) -> float:
+    """Of one rank in its largest step: hidden states, the MLP's inner columns, queries and outputs, then logits."""
+    hidden = 2.0 * CHUNK_TOKENS * (6 * config.hidden_size + 3 * inner + 2 * heads * config.head_dim)
+    return hidden + 4.0 * MOST_SEQUENCES * vocab
+
+
 def _stage(config: ModelConfig, shards: Sequence[RankShard], domain: LinkDomain, precision: Precision) -> StagePlan:
     sizes = [weight_bytes(config, shard, 2) for shard in shards]
     fullest = shards[sizes.index(max(sizes))]
     inner = max(fullest.intermediate.size, fullest.experts.intermediate.size)
-    activations = (
-        2.0 * CHUNK_TOKENS * (6 * config.hidden_size + 3 * inner + 2 * len(fullest.heads.slots) * config.head_dim)
-    )
-    activations += 4.0 * MOST_SEQUENCES * fullest.vocab.size if fullest.is_last_stage else 0.0
+    vocab = fullest.vocab.size if fullest.is_last_stage else 0
+    activations = _activation_bytes(config, inner, len(fullest.heads.slots), vocab)
     room = usable_bytes(domain.kind) - max(sizes) - activations
     tokens = math.floor(room / max(kv_token_bytes(config, shard, precision) for shard in shards)) if room > 0 else 0
     return StagePlan(
