@@ -18,6 +18,7 @@ SUBCOMMANDS = {
     "generate": "Ask a model once and stream the answer.",
     "chat": "Talk to a model in the terminal.",
     "status": "Show replicas and ranks, and how they do.",
+    "drain": "End a replica, the replicas of a node, or a router, in order.",
     "health": "Ask a router whether it serves, for probes and scripts.",
     "login": "Log in with an identity provider, in a browser on any device.",
     "tenants": "Show and set tenants: who may use the service, and how much.",

@@ -45,6 +45,7 @@ def command(file: Path | None, address: str | None, as_json: bool) -> None:
     else:
         console().print(f"Region {status.region}\n")
         console().print(status_view(status.replicas))
+        console().print(f"Routers: {', '.join(status.router_ids) or 'none'}")
     if any(replica.state != control_pb2.REPLICA_STATE_READY for replica in status.replicas):
         click.get_current_context().exit(2)
 

@@ -45,13 +45,14 @@ class ControllerActor:
         Raises:
             ConfigurationError: a checkpoint cannot be read or the address cannot be bound.
         """
-        configure_logging(region=self._config.region)
+        configure_logging(self._config.log, role="controller", region=self._config.region)
         metrics = ControllerMetrics()
         self._controller = Controller(self._config, RayBackend(self._config.ray), SystemClock(), self._view, metrics)
         identity = self._config.peers.identity(Role.CONTROLLER)
         self._server = private_server(identity)
         control_pb2_grpc.add_DirectoryServiceServicer_to_server(Directory(self._view), self._server)  # type: ignore[no-untyped-call]
-        control_pb2_grpc.add_ControlServiceServicer_to_server(Control(self._view, self.stop), self._server)  # type: ignore[no-untyped-call]
+        control = Control(self._view, self.stop, self._controller.orders.drain)
+        control_pb2_grpc.add_ControlServiceServicer_to_server(control, self._server)  # type: ignore[no-untyped-call]
         address = private_listen(self._server, self._config.controller.listen, "controller.listen", identity)
         await self._controller.adopt()
         await self._server.start()

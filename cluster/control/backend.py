@@ -11,6 +11,8 @@ from cluster.control.topology import Node
 from cluster.ids import Epoch, ReplicaId
 from cluster.launch import ReplicaSpec
 
+GRACE_SECONDS = 2.0
+
 
 class BackendError(Exception):
     """A process could not be started, or is gone. One line for the operator."""
@@ -56,6 +58,12 @@ class Backend(Protocol):
         """
         ...
 
-    async def stop(self, replica_id: ReplicaId, epoch: Epoch, *, graceful: bool) -> None:
-        """End every process of that epoch, whatever state they are in; no error if there is none."""
+    async def stop(
+        self, replica_id: ReplicaId, epoch: Epoch, *, graceful: bool, grace_seconds: float = GRACE_SECONDS
+    ) -> None:
+        """End every process of that epoch, whatever state they are in; no error if there is none.
+
+        Args:
+            graceful: let what runs finish first, for `grace_seconds` at most.
+        """
         ...

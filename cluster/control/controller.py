@@ -14,6 +14,7 @@ from argosy.internal.v1 import control_pb2
 from cluster.clock import Clock
 from cluster.config import ArgosyConfig
 from cluster.control.backend import Backend, BackendError
+from cluster.control.drain import Drains, Orders
 from cluster.control.placement import UnplaceableError
 from cluster.control.plan import ReplicaPlan, WantedReplica, plan_replica, wanted_replicas
 from cluster.control.progress import READY, ProgressBook
@@ -71,6 +72,9 @@ class Controller:
         self._starts: dict[ReplicaId, asyncio.Task[None]] = {}
         self._stops: dict[ReplicaId, asyncio.Task[None]] = {}
         self._polls: dict[ReplicaId, asyncio.Task[None]] = {}
+        self._drains = Drains()
+        self.orders = Orders(self._drains, view, clock, lambda: self._records)
+        """For operators who want something to leave."""
 
     async def adopt(self) -> None:
         """Take over what an earlier controller left running; it is judged like anything else from then on."""
@@ -95,7 +99,11 @@ class Controller:
         """Reconcile once, publish, and ask every engine how it does. True if something is moving."""
         now = self._clock.monotonic()
         before = self._records
-        self._records, actions = reconcile(frozenset(self._wanted), before, self._seen, now, self._policy)
+        ended = {replica_id for replica_id, stop in self._stops.items() if stop.done()}
+        self._records, actions = reconcile(
+            frozenset(self._wanted), before, self._seen, now, self._policy, self._drains.replicas, ended
+        )
+        self._drains.followed(before, self._records)
         for action in actions:
             if isinstance(action, Start):
                 self._begin_start(action)
@@ -126,7 +134,8 @@ class Controller:
             await asyncio.wait([previous])
         replica_id, epoch = action.replica_id, action.epoch
         try:
-            plan = plan_replica(self._wanted[replica_id], await self._backend.inventory(), self._num_ranks)
+            nodes = list(filter(self._drains.allows, await self._backend.inventory()))
+            plan = plan_replica(self._wanted[replica_id], nodes, self._num_ranks)
             self._plans[replica_id] = plan
             self._wanted[replica_id] = _settled(self._wanted[replica_id], plan)
             spec = plan.spec(self._region, epoch, secrets.token_bytes(32), self._peers)
@@ -146,7 +155,9 @@ class Controller:
                 task.cancel()
         self._told.pop(action.replica_id, None)
         self._stops[action.replica_id] = asyncio.create_task(
-            self._backend.stop(action.replica_id, action.epoch, graceful=action.graceful)
+            self._backend.stop(
+                action.replica_id, action.epoch, graceful=action.graceful, grace_seconds=action.grace_seconds
+            )
         )
 
     def _poll(self) -> None:

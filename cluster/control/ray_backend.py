@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from argosy.internal.v1 import control_pb2
 from cluster.config import RayConfig
-from cluster.control.backend import BackendError, RunningReplica
+from cluster.control.backend import GRACE_SECONDS, BackendError, RunningReplica
 from cluster.control.placement import UnplaceableError
 from cluster.control.plan import ReplicaPlan
 from cluster.control.topology import Node, nodes_from_ray
@@ -36,7 +36,8 @@ RESERVE_SECONDS = 15.0
 PROCESS_SECONDS = 120.0
 """How long an actor's process may take to exist."""
 STATUS_SECONDS = 2.0
-GRACE_SECONDS = 2.0
+END_SECONDS = 2.0
+"""How long ranks and connections of an engine that has finished may take to end."""
 
 NODE_LABEL = "ray.io/node-id"
 
@@ -112,13 +113,15 @@ class RayBackend:
             raise BackendError(f"the engine is gone: {_one_line(error)}") from error
         return control_pb2.ReplicaStatus.FromString(raw)
 
-    async def stop(self, replica_id: ReplicaId, epoch: Epoch, *, graceful: bool) -> None:
+    async def stop(
+        self, replica_id: ReplicaId, epoch: Epoch, *, graceful: bool, grace_seconds: float = GRACE_SECONDS
+    ) -> None:
         processes = self._processes.pop((replica_id, epoch), None)
         if processes is None:
             processes = await asyncio.to_thread(self._look_up, replica_id, epoch)
         if graceful and processes.engine is not None:
             with contextlib.suppress(RayError, TimeoutError):
-                await _answer(processes.engine.stop.remote(), GRACE_SECONDS)
+                await _answer(processes.engine.stop.remote(grace_seconds), grace_seconds + END_SECONDS)
         await asyncio.to_thread(_kill, processes)
 
     def _actor(

@@ -1,13 +1,13 @@
 """Wanted replicas against what is observed: which to start, which to stop. Pure: records, observations and a time in.
 
 Each replica is a small machine: pending → starting → ready, and from there → failed → (backoff) → starting, each start
-at a new epoch.
+at a new epoch. An operator's order takes it from wherever it is → draining → resting, or → pending to be built again.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from cluster.ids import Epoch, ReplicaId
@@ -24,6 +24,10 @@ class Phase(enum.Enum):
     READY = "ready"
     FAILED = "failed"
     """Torn down; starts again at `Record.retry_at`."""
+    DRAINING = "draining"
+    """Takes nothing new, finishes what it has, ends."""
+    RESTING = "resting"
+    """Drained; starts again when the order is taken back."""
 
 
 class Health(enum.Enum):
@@ -77,9 +81,21 @@ class Stop:
     replica_id: ReplicaId
     epoch: Epoch
     graceful: bool
+    grace_seconds: float = 2.0
+    """How long what runs may take to finish, if graceful."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """An operator's order that a replica ends."""
+
+    grace_seconds: float
+    restart: bool
+    """Build it again afterwards. Otherwise it rests for as long as there is the order."""
 
 
 Action = Start | Stop
+NO_DRAINS: Mapping[ReplicaId, Drain] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +122,16 @@ def reconcile(
     observations: Mapping[ReplicaId, Observation],
     now: float,
     policy: Policy,
+    drains: Mapping[ReplicaId, Drain] = NO_DRAINS,
+    ended: Collection[ReplicaId] = (),
 ) -> tuple[dict[ReplicaId, Record], list[Action]]:
     """One round: the records to keep, and what to do.
 
     Observations of another epoch than the record's are ignored: they come from before a rebuild.
+
+    Args:
+        drains: orders in force.
+        ended: replicas whose last `Stop` is done.
     """
     kept: dict[ReplicaId, Record] = {}
     actions: list[Action] = []
@@ -117,13 +139,34 @@ def reconcile(
         record = records.get(replica_id) or Record(replica_id, since=now)
         seen = observations.get(replica_id)
         fresh = seen if seen is not None and seen.epoch == record.epoch else None
-        kept[replica_id], more = _advance(record, fresh, now, policy)
+        drain = drains.get(replica_id)
+        if drain is not None or record.phase in (Phase.DRAINING, Phase.RESTING):
+            kept[replica_id], more = _leave(record, drain, now, replica_id in ended)
+        else:
+            kept[replica_id], more = _advance(record, fresh, now, policy)
         actions += more
     for replica_id in sorted(records.keys() - wanted):
         record = records[replica_id]
         if record.phase in (Phase.STARTING, Phase.READY):
             actions.append(Stop(replica_id, record.epoch, graceful=True))
     return kept, actions
+
+
+def _leave(record: Record, drain: Drain | None, now: float, has_ended: bool) -> tuple[Record, list[Action]]:
+    """Follow an order, or what is left to do of one that was taken back."""
+    rests = drain is not None and not drain.restart
+    if record.phase in (Phase.STARTING, Phase.READY):
+        assert drain is not None
+        draining = replace(record, phase=Phase.DRAINING, since=now, reason="")
+        return draining, [Stop(record.replica_id, record.epoch, graceful=True, grace_seconds=drain.grace_seconds)]
+    if record.phase is Phase.DRAINING and not has_ended:
+        return record, []
+    if rests:
+        reason = "drained, until it is called back"
+        return record if record.phase is Phase.RESTING else replace(
+            record, phase=Phase.RESTING, since=now, failures=0, reason=reason
+        ), []
+    return replace(record, phase=Phase.PENDING, since=now, retry_at=now, reason=""), []
 
 
 def _advance(record: Record, seen: Observation | None, now: float, policy: Policy) -> tuple[Record, list[Action]]:

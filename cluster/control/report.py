@@ -11,6 +11,8 @@ _STATES = {
     Phase.STARTING: control_pb2.REPLICA_STATE_LOADING,
     Phase.READY: control_pb2.REPLICA_STATE_READY,
     Phase.FAILED: control_pb2.REPLICA_STATE_FAILED,
+    Phase.DRAINING: control_pb2.REPLICA_STATE_DRAINING,
+    Phase.RESTING: control_pb2.REPLICA_STATE_PENDING,
 }
 
 

@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import grpc.aio
 
 from argosy.internal.v1 import control_pb2, control_pb2_grpc
+from cluster.control.reconcile import Drain
+from cluster.errors import FieldViolation, Reason, ServiceError
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 RESEND_SECONDS = 1.0
 """A watcher hears the directory at least so often: silence means a lost controller, not a quiet one."""
+
+
+DEFAULT_GRACE_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class DrainTarget:
+    """Who is to leave."""
+
+    kind: str
+    """A field of `DrainRequest.target`."""
+    name: str
+
+
+class DrainFunction(Protocol):
+    """Carries an order out."""
+
+    async def __call__(self, target: DrainTarget, drain: Drain, *, undo: bool) -> None: ...
 
 
 class RegionView:
@@ -25,6 +48,34 @@ class RegionView:
         self.progress = control_pb2.WatchProgressResponse(region=region)
         self._changed = asyncio.Event()
         self._moved = asyncio.Event()
+        self._watches: Counter[str] = Counter()
+        self._sent_away: set[str] = set()
+
+    @property
+    def router_ids(self) -> list[str]:
+        """Routers that watch the directory."""
+        return sorted(self._watches)
+
+    @contextmanager
+    def watched_by(self, router_id: str) -> Iterator[None]:
+        """Count a router in for as long as it watches."""
+        self._watches[router_id] += 1
+        try:
+            yield
+        finally:
+            self._watches[router_id] -= 1
+            if not self._watches[router_id]:
+                del self._watches[router_id]
+                self._sent_away.discard(router_id)
+
+    def send_away(self, router_id: str) -> None:
+        """Tell a router to finish and end."""
+        self._sent_away.add(router_id)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def is_sent_away(self, router_id: str) -> bool:
+        return router_id in self._sent_away
 
     def publish(
         self,
@@ -80,8 +131,11 @@ class Directory(control_pb2_grpc.DirectoryServiceServicer):
         self, request: control_pb2.WatchReplicasRequest, context: Context
     ) -> AsyncIterator[control_pb2.WatchReplicasResponse]:
         told: dict[tuple[str, int], int] = {}
-        async for directory in self._view.watch():
-            yield without_prefixes(directory, told if request.wants_prefixes else None)
+        with self._view.watched_by(request.router_id):
+            async for directory in self._view.watch():
+                copy = without_prefixes(directory, told if request.wants_prefixes else None)
+                copy.drain = self._view.is_sent_away(request.router_id)
+                yield copy
 
 
 def without_prefixes(
@@ -106,20 +160,39 @@ def without_prefixes(
 class Control(control_pb2_grpc.ControlServiceServicer):
     """For operators."""
 
-    def __init__(self, view: RegionView, shut_down: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, view: RegionView, shut_down: Callable[[], Awaitable[None]], drain: DrainFunction | None = None
+    ) -> None:
         self._view = view
         self._shut_down = shut_down
+        self._drain = drain
 
     async def GetStatus(  # noqa: N802
         self, request: control_pb2.GetStatusRequest, context: Context
     ) -> control_pb2.GetStatusResponse:
-        return self._view.status
+        status = control_pb2.GetStatusResponse()
+        status.CopyFrom(self._view.status)
+        status.router_ids.extend(self._view.router_ids)
+        return status
 
     async def WatchProgress(  # noqa: N802
         self, request: control_pb2.WatchProgressRequest, context: Context
     ) -> AsyncIterator[control_pb2.WatchProgressResponse]:
         async for progress in self._view.watch_progress():
             yield progress
+
+    async def Drain(  # noqa: N802
+        self, request: control_pb2.DrainRequest, context: Context
+    ) -> control_pb2.DrainResponse:
+        kind = request.WhichOneof("target")
+        if kind is None:
+            violation = FieldViolation("target", "is missing; set replica_id, node or router_id")
+            raise ServiceError(Reason.INVALID_FIELD, violations=(violation,))
+        assert self._drain is not None
+        grace = request.grace.ToNanoseconds() / 1e9 if request.HasField("grace") else DEFAULT_GRACE_SECONDS
+        order = Drain(grace, restart=request.restart)
+        await self._drain(DrainTarget(kind, getattr(request, kind)), order, undo=request.undo)
+        return control_pb2.DrainResponse()
 
     async def Shutdown(  # noqa: N802
         self, request: control_pb2.ShutdownRequest, context: Context

@@ -16,6 +16,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from argosy.internal.v1 import control_pb2
 from argosy.v1 import admin_pb2, admin_pb2_grpc, inference_pb2_grpc, models_pb2_grpc, usage_pb2, usage_pb2_grpc
 from cluster import rpc
 from cluster.clock import Clock, SystemClock
@@ -149,7 +150,8 @@ async def serve(
         try:
             address = rpc.listen(server, config.router.listen, "router.listen", credentials)
             await server.start()
-            watches = (watch_region(region, router_id, identity, clock, fleet.update) for region in regions)
+            on_directory = functools.partial(_on_directory, fleet, config.region, stop)
+            watches = (watch_region(region, router_id, identity, clock, on_directory) for region in regions)
             tasks.extend(map(asyncio.create_task, watches))
             tasks.append(asyncio.create_task(tokens.keep_fresh()))
             tasks.append(asyncio.create_task(keep_gauges(metrics, catalogue, fleet, service, books, clock)))
@@ -209,6 +211,7 @@ def _server(
         link=rpc.Link.PUBLIC,
         default_deadline=config.router.default_deadline_seconds,
         max_receive=config.router.max_message,
+        share_port=config.router.processes > 1,
         interceptors=[IdentityInterceptor(authenticator)],
     )
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
@@ -227,6 +230,14 @@ def _add_management(
     admin, usage = AdminService(administration, authenticator), UsageService(ledger)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(admin, server)  # type: ignore[no-untyped-call]
     usage_pb2_grpc.add_UsageServiceServicer_to_server(usage, server)  # type: ignore[no-untyped-call]
+
+
+def _on_directory(fleet: Fleet, region: str, stop: asyncio.Event, directory: control_pb2.WatchReplicasResponse) -> None:
+    """Use what a controller offers. That of the own region may also end this router."""
+    if directory.drain and directory.region == region and not stop.is_set():
+        log.info("the controller sends this router away")
+        stop.set()
+    fleet.update(directory)
 
 
 async def _until_stopped(stop: asyncio.Event, catalogue: Catalogue) -> None:

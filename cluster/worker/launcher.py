@@ -23,7 +23,7 @@ class Role(Protocol):
 
     async def start(self) -> object: ...
     async def status(self) -> bytes: ...
-    async def stop(self) -> None: ...
+    async def stop(self, *arguments: float) -> None: ...
 
 
 class RoleHost:
@@ -46,7 +46,7 @@ class RoleHost:
         """Build the role from its specification and start it; what its `start` returns."""
         if self._role is not None:
             raise RuntimeError("this actor already has its role")
-        configure_logging(**launch.describe(spec))
+        configure_logging(launch.log_config(spec), **launch.describe(spec))
         self._role = cast(Role, self._role_class(spec))
         return await self._role.start()
 
@@ -54,10 +54,10 @@ class RoleHost:
         """The role's status as a serialized message; empty before `start`."""
         return b"" if self._role is None else await self._role.status()
 
-    async def stop(self) -> None:
-        """End the role, in the role's own way."""
+    async def stop(self, *arguments: float) -> None:
+        """End the role, in the role's own way; an engine takes its seconds of grace."""
         if self._role is not None:
-            await self._role.stop()
+            await self._role.stop(*arguments)
 
 
 RoleActor: Any = ray.remote(RoleHost)

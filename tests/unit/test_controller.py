@@ -11,7 +11,7 @@ import pytest
 from argosy.internal.v1 import control_pb2, control_pb2_grpc
 from cluster.clock import ManualClock
 from cluster.config import parse_config
-from cluster.control.backend import BackendError, RunningReplica
+from cluster.control.backend import GRACE_SECONDS, BackendError, RunningReplica
 from cluster.control.controller import Controller
 from cluster.control.placement import UnplaceableError
 from cluster.control.service import Control, Directory, RegionView
@@ -47,6 +47,8 @@ class ScriptedBackend:
         self.plans = []
         self.refusal: Exception | None = None
         self.epochs: dict[str, int] = {}
+        self.slow_stops: asyncio.Event | None = None
+        """What runs takes until then to finish."""
 
     async def inventory(self) -> list[Node]:
         return self.nodes
@@ -75,7 +77,11 @@ class ScriptedBackend:
             raise BackendError("the engine is gone")
         return self.alive[replica_id, epoch]
 
-    async def stop(self, replica_id: ReplicaId, epoch: Epoch, *, graceful: bool) -> None:
+    async def stop(
+        self, replica_id: ReplicaId, epoch: Epoch, *, graceful: bool, grace_seconds: float = GRACE_SECONDS
+    ) -> None:
+        if graceful and self.slow_stops:
+            await self.slow_stops.wait()
         self.alive.pop((replica_id, epoch), None)
         self.stopped.append((replica_id, epoch, graceful))
 

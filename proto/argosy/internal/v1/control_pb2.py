@@ -23,11 +23,12 @@ _sym_db = _symbol_database.Default()
 
 
 from argosy.internal.v1 import replica_pb2 as argosy_dot_internal_dot_v1_dot_replica__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from argosy.internal.v1 import step_pb2 as argosy_dot_internal_dot_v1_dot_step__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n argosy/internal/v1/control.proto\x12\x12\x61rgosy.internal.v1\x1a argosy/internal/v1/replica.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1d\x61rgosy/internal/v1/step.proto\"A\n\x14WatchReplicasRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x16\n\x0ewants_prefixes\x18\x02 \x01(\x08\"n\n\x15WatchReplicasResponse\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x34\n\x08replicas\x18\x03 \x03(\x0b\x32\".argosy.internal.v1.DirectoryEntry\"\xec\x01\n\x0e\x44irectoryEntry\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12&\n\x04load\x18\x05 \x01(\x0b\x32\x18.argosy.internal.v1.Load\x12:\n\x0c\x63oefficients\x18\x06 \x01(\x0b\x32$.argosy.internal.v1.StepCoefficients\x12\x33\n\x08prefixes\x18\x07 \x01(\x0b\x32!.argosy.internal.v1.PrefixSummary\">\n\rPrefixSummary\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\r\n\x05level\x18\x02 \x01(\r\x12\r\n\x05names\x18\x03 \x03(\x06\"\xba\x01\n\x10StepCoefficients\x12\x14\n\x0cprefill_base\x18\x01 \x01(\x01\x12\x19\n\x11prefill_per_token\x18\x02 \x01(\x01\x12!\n\x19prefill_per_token_context\x18\x03 \x01(\x01\x12\x13\n\x0b\x64\x65\x63ode_base\x18\x04 \x01(\x01\x12\x1b\n\x13\x64\x65\x63ode_per_sequence\x18\x05 \x01(\x01\x12 \n\x18\x64\x65\x63ode_per_context_token\x18\x06 \x01(\x01\"\x12\n\x10GetStatusRequest\"\x88\x01\n\x11GetStatusResponse\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x33\n\x08replicas\x18\x02 \x03(\x0b\x32!.argosy.internal.v1.ReplicaStatus\x12.\n\nstarted_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xbb\x03\n\rReplicaStatus\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12/\n\x05state\x18\x05 \x01(\x0e\x32 .argosy.internal.v1.ReplicaState\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12-\n\x05ranks\x18\x07 \x03(\x0b\x32\x1e.argosy.internal.v1.RankStatus\x12&\n\x04load\x18\x08 \x01(\x0b\x32\x18.argosy.internal.v1.Load\x12:\n\x0c\x63oefficients\x18\t \x01(\x0b\x32$.argosy.internal.v1.StepCoefficients\x12\x33\n\x08prefixes\x18\n \x01(\x0b\x32!.argosy.internal.v1.PrefixSummary\x12\x17\n\x0fmetrics_address\x18\x0c \x01(\t\x12\x16\n\x0e\x61\x63tive_seconds\x18\r \x01(\x01\x12\x18\n\x10\x64\x65livered_tokens\x18\x0e \x01(\x04\x12\x13\n\x0blost_epochs\x18\x0f \x01(\r\"\xa2\x03\n\nRankStatus\x12\r\n\x05stage\x18\x01 \x01(\r\x12\x13\n\x0btensor_rank\x18\x02 \x01(\r\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\x05\x12\x13\n\x0bstart_layer\x18\x06 \x01(\r\x12\x11\n\tend_layer\x18\x07 \x01(\r\x12\x13\n\x0bquery_heads\x18\x08 \x01(\r\x12\x10\n\x08kv_heads\x18\t \x01(\r\x12\r\n\x05phase\x18\n \x01(\t\x12\x14\n\x0cloaded_bytes\x18\x0b \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x0c \x01(\x04\x12\x0c\n\x04step\x18\r \x01(\x04\x12G\n\rphase_seconds\x18\x0e \x03(\x0b\x32\x30.argosy.internal.v1.RankStatus.PhaseSecondsEntry\x12\x30\n\x07\x66igures\x18\x0f \x01(\x0b\x32\x1f.argosy.internal.v1.RankFigures\x1a\x33\n\x11PhaseSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x16\n\x14WatchProgressRequest\"^\n\x15WatchProgressResponse\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x35\n\x08replicas\x18\x02 \x03(\x0b\x32#.argosy.internal.v1.ReplicaProgress\"\xe2\x01\n\x0fReplicaProgress\x12\x31\n\x06status\x18\x01 \x01(\x0b\x32!.argosy.internal.v1.ReplicaStatus\x12\x13\n\x0branks_ready\x18\x02 \x01(\r\x12\x14\n\x0cloaded_bytes\x18\x03 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\x12\x17\n\x0f\x65lapsed_seconds\x18\x05 \x01(\x01\x12\x1e\n\x11remaining_seconds\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05phase\x18\x07 \x01(\tB\x14\n\x12_remaining_seconds\"\x11\n\x0fShutdownRequest\"\x12\n\x10ShutdownResponse*\xb2\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15REPLICA_STATE_PENDING\x10\x01\x12\x19\n\x15REPLICA_STATE_LOADING\x10\x02\x12\x17\n\x13REPLICA_STATE_READY\x10\x03\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x04\x12\x18\n\x14REPLICA_STATE_FAILED\x10\x05\x32z\n\x10\x44irectoryService\x12\x66\n\rWatchReplicas\x12(.argosy.internal.v1.WatchReplicasRequest\x1a).argosy.internal.v1.WatchReplicasResponse0\x01\x32\xa9\x02\n\x0e\x43ontrolService\x12X\n\tGetStatus\x12$.argosy.internal.v1.GetStatusRequest\x1a%.argosy.internal.v1.GetStatusResponse\x12\x66\n\rWatchProgress\x12(.argosy.internal.v1.WatchProgressRequest\x1a).argosy.internal.v1.WatchProgressResponse0\x01\x12U\n\x08Shutdown\x12#.argosy.internal.v1.ShutdownRequest\x1a$.argosy.internal.v1.ShutdownResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n argosy/internal/v1/control.proto\x12\x12\x61rgosy.internal.v1\x1a argosy/internal/v1/replica.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1d\x61rgosy/internal/v1/step.proto\"A\n\x14WatchReplicasRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x16\n\x0ewants_prefixes\x18\x02 \x01(\x08\"}\n\x15WatchReplicasResponse\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x34\n\x08replicas\x18\x03 \x03(\x0b\x32\".argosy.internal.v1.DirectoryEntry\x12\r\n\x05\x64rain\x18\x04 \x01(\x08\"\xec\x01\n\x0e\x44irectoryEntry\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12&\n\x04load\x18\x05 \x01(\x0b\x32\x18.argosy.internal.v1.Load\x12:\n\x0c\x63oefficients\x18\x06 \x01(\x0b\x32$.argosy.internal.v1.StepCoefficients\x12\x33\n\x08prefixes\x18\x07 \x01(\x0b\x32!.argosy.internal.v1.PrefixSummary\">\n\rPrefixSummary\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\r\n\x05level\x18\x02 \x01(\r\x12\r\n\x05names\x18\x03 \x03(\x06\"\xba\x01\n\x10StepCoefficients\x12\x14\n\x0cprefill_base\x18\x01 \x01(\x01\x12\x19\n\x11prefill_per_token\x18\x02 \x01(\x01\x12!\n\x19prefill_per_token_context\x18\x03 \x01(\x01\x12\x13\n\x0b\x64\x65\x63ode_base\x18\x04 \x01(\x01\x12\x1b\n\x13\x64\x65\x63ode_per_sequence\x18\x05 \x01(\x01\x12 \n\x18\x64\x65\x63ode_per_context_token\x18\x06 \x01(\x01\"\x12\n\x10GetStatusRequest\"\x9c\x01\n\x11GetStatusResponse\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x33\n\x08replicas\x18\x02 \x03(\x0b\x32!.argosy.internal.v1.ReplicaStatus\x12\x12\n\nrouter_ids\x18\x03 \x03(\t\x12.\n\nstarted_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xbb\x03\n\rReplicaStatus\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12/\n\x05state\x18\x05 \x01(\x0e\x32 .argosy.internal.v1.ReplicaState\x12\x0e\n\x06reason\x18\x06 \x01(\t\x12-\n\x05ranks\x18\x07 \x03(\x0b\x32\x1e.argosy.internal.v1.RankStatus\x12&\n\x04load\x18\x08 \x01(\x0b\x32\x18.argosy.internal.v1.Load\x12:\n\x0c\x63oefficients\x18\t \x01(\x0b\x32$.argosy.internal.v1.StepCoefficients\x12\x33\n\x08prefixes\x18\n \x01(\x0b\x32!.argosy.internal.v1.PrefixSummary\x12\x17\n\x0fmetrics_address\x18\x0c \x01(\t\x12\x16\n\x0e\x61\x63tive_seconds\x18\r \x01(\x01\x12\x18\n\x10\x64\x65livered_tokens\x18\x0e \x01(\x04\x12\x13\n\x0blost_epochs\x18\x0f \x01(\r\"\xa2\x03\n\nRankStatus\x12\r\n\x05stage\x18\x01 \x01(\r\x12\x13\n\x0btensor_rank\x18\x02 \x01(\r\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x0b\n\x03pid\x18\x05 \x01(\x05\x12\x13\n\x0bstart_layer\x18\x06 \x01(\r\x12\x11\n\tend_layer\x18\x07 \x01(\r\x12\x13\n\x0bquery_heads\x18\x08 \x01(\r\x12\x10\n\x08kv_heads\x18\t \x01(\r\x12\r\n\x05phase\x18\n \x01(\t\x12\x14\n\x0cloaded_bytes\x18\x0b \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x0c \x01(\x04\x12\x0c\n\x04step\x18\r \x01(\x04\x12G\n\rphase_seconds\x18\x0e \x03(\x0b\x32\x30.argosy.internal.v1.RankStatus.PhaseSecondsEntry\x12\x30\n\x07\x66igures\x18\x0f \x01(\x0b\x32\x1f.argosy.internal.v1.RankFigures\x1a\x33\n\x11PhaseSecondsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x16\n\x14WatchProgressRequest\"^\n\x15WatchProgressResponse\x12\x0e\n\x06region\x18\x01 \x01(\t\x12\x35\n\x08replicas\x18\x02 \x03(\x0b\x32#.argosy.internal.v1.ReplicaProgress\"\xe2\x01\n\x0fReplicaProgress\x12\x31\n\x06status\x18\x01 \x01(\x0b\x32!.argosy.internal.v1.ReplicaStatus\x12\x13\n\x0branks_ready\x18\x02 \x01(\r\x12\x14\n\x0cloaded_bytes\x18\x03 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\x12\x17\n\x0f\x65lapsed_seconds\x18\x05 \x01(\x01\x12\x1e\n\x11remaining_seconds\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05phase\x18\x07 \x01(\tB\x14\n\x12_remaining_seconds\"\x9c\x01\n\x0c\x44rainRequest\x12\x14\n\nreplica_id\x18\x01 \x01(\tH\x00\x12\x0e\n\x04node\x18\x02 \x01(\tH\x00\x12\x13\n\trouter_id\x18\x03 \x01(\tH\x00\x12(\n\x05grace\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07restart\x18\x05 \x01(\x08\x12\x0c\n\x04undo\x18\x06 \x01(\x08\x42\x08\n\x06target\"\x0f\n\rDrainResponse\"\x11\n\x0fShutdownRequest\"\x12\n\x10ShutdownResponse*\xb2\x01\n\x0cReplicaState\x12\x1d\n\x19REPLICA_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15REPLICA_STATE_PENDING\x10\x01\x12\x19\n\x15REPLICA_STATE_LOADING\x10\x02\x12\x17\n\x13REPLICA_STATE_READY\x10\x03\x12\x1a\n\x16REPLICA_STATE_DRAINING\x10\x04\x12\x18\n\x14REPLICA_STATE_FAILED\x10\x05\x32z\n\x10\x44irectoryService\x12\x66\n\rWatchReplicas\x12(.argosy.internal.v1.WatchReplicasRequest\x1a).argosy.internal.v1.WatchReplicasResponse0\x01\x32\xf7\x02\n\x0e\x43ontrolService\x12X\n\tGetStatus\x12$.argosy.internal.v1.GetStatusRequest\x1a%.argosy.internal.v1.GetStatusResponse\x12\x66\n\rWatchProgress\x12(.argosy.internal.v1.WatchProgressRequest\x1a).argosy.internal.v1.WatchProgressResponse0\x01\x12L\n\x05\x44rain\x12 .argosy.internal.v1.DrainRequest\x1a!.argosy.internal.v1.DrainResponse\x12U\n\x08Shutdown\x12#.argosy.internal.v1.ShutdownRequest\x1a$.argosy.internal.v1.ShutdownResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,40 +37,44 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RANKSTATUS_PHASESECONDSENTRY']._loaded_options = None
   _globals['_RANKSTATUS_PHASESECONDSENTRY']._serialized_options = b'8\001'
-  _globals['_REPLICASTATE']._serialized_start=2240
-  _globals['_REPLICASTATE']._serialized_end=2418
-  _globals['_WATCHREPLICASREQUEST']._serialized_start=154
-  _globals['_WATCHREPLICASREQUEST']._serialized_end=219
-  _globals['_WATCHREPLICASRESPONSE']._serialized_start=221
-  _globals['_WATCHREPLICASRESPONSE']._serialized_end=331
-  _globals['_DIRECTORYENTRY']._serialized_start=334
-  _globals['_DIRECTORYENTRY']._serialized_end=570
-  _globals['_PREFIXSUMMARY']._serialized_start=572
-  _globals['_PREFIXSUMMARY']._serialized_end=634
-  _globals['_STEPCOEFFICIENTS']._serialized_start=637
-  _globals['_STEPCOEFFICIENTS']._serialized_end=823
-  _globals['_GETSTATUSREQUEST']._serialized_start=825
-  _globals['_GETSTATUSREQUEST']._serialized_end=843
-  _globals['_GETSTATUSRESPONSE']._serialized_start=846
-  _globals['_GETSTATUSRESPONSE']._serialized_end=982
-  _globals['_REPLICASTATUS']._serialized_start=985
-  _globals['_REPLICASTATUS']._serialized_end=1428
-  _globals['_RANKSTATUS']._serialized_start=1431
-  _globals['_RANKSTATUS']._serialized_end=1849
-  _globals['_RANKSTATUS_PHASESECONDSENTRY']._serialized_start=1798
-  _globals['_RANKSTATUS_PHASESECONDSENTRY']._serialized_end=1849
-  _globals['_WATCHPROGRESSREQUEST']._serialized_start=1851
-  _globals['_WATCHPROGRESSREQUEST']._serialized_end=1873
-  _globals['_WATCHPROGRESSRESPONSE']._serialized_start=1875
-  _globals['_WATCHPROGRESSRESPONSE']._serialized_end=1969
-  _globals['_REPLICAPROGRESS']._serialized_start=1972
-  _globals['_REPLICAPROGRESS']._serialized_end=2198
-  _globals['_SHUTDOWNREQUEST']._serialized_start=2200
-  _globals['_SHUTDOWNREQUEST']._serialized_end=2217
-  _globals['_SHUTDOWNRESPONSE']._serialized_start=2219
-  _globals['_SHUTDOWNRESPONSE']._serialized_end=2237
-  _globals['_DIRECTORYSERVICE']._serialized_start=2420
-  _globals['_DIRECTORYSERVICE']._serialized_end=2542
-  _globals['_CONTROLSERVICE']._serialized_start=2545
-  _globals['_CONTROLSERVICE']._serialized_end=2842
+  _globals['_REPLICASTATE']._serialized_start=2483
+  _globals['_REPLICASTATE']._serialized_end=2661
+  _globals['_WATCHREPLICASREQUEST']._serialized_start=186
+  _globals['_WATCHREPLICASREQUEST']._serialized_end=251
+  _globals['_WATCHREPLICASRESPONSE']._serialized_start=253
+  _globals['_WATCHREPLICASRESPONSE']._serialized_end=378
+  _globals['_DIRECTORYENTRY']._serialized_start=381
+  _globals['_DIRECTORYENTRY']._serialized_end=617
+  _globals['_PREFIXSUMMARY']._serialized_start=619
+  _globals['_PREFIXSUMMARY']._serialized_end=681
+  _globals['_STEPCOEFFICIENTS']._serialized_start=684
+  _globals['_STEPCOEFFICIENTS']._serialized_end=870
+  _globals['_GETSTATUSREQUEST']._serialized_start=872
+  _globals['_GETSTATUSREQUEST']._serialized_end=890
+  _globals['_GETSTATUSRESPONSE']._serialized_start=893
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1049
+  _globals['_REPLICASTATUS']._serialized_start=1052
+  _globals['_REPLICASTATUS']._serialized_end=1495
+  _globals['_RANKSTATUS']._serialized_start=1498
+  _globals['_RANKSTATUS']._serialized_end=1916
+  _globals['_RANKSTATUS_PHASESECONDSENTRY']._serialized_start=1865
+  _globals['_RANKSTATUS_PHASESECONDSENTRY']._serialized_end=1916
+  _globals['_WATCHPROGRESSREQUEST']._serialized_start=1918
+  _globals['_WATCHPROGRESSREQUEST']._serialized_end=1940
+  _globals['_WATCHPROGRESSRESPONSE']._serialized_start=1942
+  _globals['_WATCHPROGRESSRESPONSE']._serialized_end=2036
+  _globals['_REPLICAPROGRESS']._serialized_start=2039
+  _globals['_REPLICAPROGRESS']._serialized_end=2265
+  _globals['_DRAINREQUEST']._serialized_start=2268
+  _globals['_DRAINREQUEST']._serialized_end=2424
+  _globals['_DRAINRESPONSE']._serialized_start=2426
+  _globals['_DRAINRESPONSE']._serialized_end=2441
+  _globals['_SHUTDOWNREQUEST']._serialized_start=2443
+  _globals['_SHUTDOWNREQUEST']._serialized_end=2460
+  _globals['_SHUTDOWNRESPONSE']._serialized_start=2462
+  _globals['_SHUTDOWNRESPONSE']._serialized_end=2480
+  _globals['_DIRECTORYSERVICE']._serialized_start=2663
+  _globals['_DIRECTORYSERVICE']._serialized_end=2785
+  _globals['_CONTROLSERVICE']._serialized_start=2788
+  _globals['_CONTROLSERVICE']._serialized_end=3163
 # @@protoc_insertion_point(module_scope)

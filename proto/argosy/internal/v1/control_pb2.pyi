@@ -1,6 +1,7 @@
 import datetime
 
 from argosy.internal.v1 import replica_pb2 as _replica_pb2
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from argosy.internal.v1 import step_pb2 as _step_pb2
 from google.protobuf.internal import containers as _containers
@@ -36,14 +37,16 @@ class WatchReplicasRequest(_message.Message):
     def __init__(self, router_id: _Optional[str] = ..., wants_prefixes: _Optional[bool] = ...) -> None: ...
 
 class WatchReplicasResponse(_message.Message):
-    __slots__ = ("region", "version", "replicas")
+    __slots__ = ("region", "version", "replicas", "drain")
     REGION_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_FIELD_NUMBER: _ClassVar[int]
     region: str
     version: int
     replicas: _containers.RepeatedCompositeFieldContainer[DirectoryEntry]
-    def __init__(self, region: _Optional[str] = ..., version: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[DirectoryEntry, _Mapping]]] = ...) -> None: ...
+    drain: bool
+    def __init__(self, region: _Optional[str] = ..., version: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[DirectoryEntry, _Mapping]]] = ..., drain: _Optional[bool] = ...) -> None: ...
 
 class DirectoryEntry(_message.Message):
     __slots__ = ("replica_id", "model", "address", "epoch", "load", "coefficients", "prefixes")
@@ -94,14 +97,16 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("region", "replicas", "started_at")
+    __slots__ = ("region", "replicas", "router_ids", "started_at")
     REGION_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    ROUTER_IDS_FIELD_NUMBER: _ClassVar[int]
     STARTED_AT_FIELD_NUMBER: _ClassVar[int]
     region: str
     replicas: _containers.RepeatedCompositeFieldContainer[ReplicaStatus]
+    router_ids: _containers.RepeatedScalarFieldContainer[str]
     started_at: _timestamp_pb2.Timestamp
-    def __init__(self, region: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    def __init__(self, region: _Optional[str] = ..., replicas: _Optional[_Iterable[_Union[ReplicaStatus, _Mapping]]] = ..., router_ids: _Optional[_Iterable[str]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class ReplicaStatus(_message.Message):
     __slots__ = ("replica_id", "model", "address", "epoch", "state", "reason", "ranks", "load", "coefficients", "prefixes", "metrics_address", "active_seconds", "delivered_tokens", "lost_epochs")
@@ -205,6 +210,26 @@ class ReplicaProgress(_message.Message):
     remaining_seconds: float
     phase: str
     def __init__(self, status: _Optional[_Union[ReplicaStatus, _Mapping]] = ..., ranks_ready: _Optional[int] = ..., loaded_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., elapsed_seconds: _Optional[float] = ..., remaining_seconds: _Optional[float] = ..., phase: _Optional[str] = ...) -> None: ...
+
+class DrainRequest(_message.Message):
+    __slots__ = ("replica_id", "node", "router_id", "grace", "restart", "undo")
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
+    GRACE_FIELD_NUMBER: _ClassVar[int]
+    RESTART_FIELD_NUMBER: _ClassVar[int]
+    UNDO_FIELD_NUMBER: _ClassVar[int]
+    replica_id: str
+    node: str
+    router_id: str
+    grace: _duration_pb2.Duration
+    restart: bool
+    undo: bool
+    def __init__(self, replica_id: _Optional[str] = ..., node: _Optional[str] = ..., router_id: _Optional[str] = ..., grace: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., restart: _Optional[bool] = ..., undo: _Optional[bool] = ...) -> None: ...
+
+class DrainResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class ShutdownRequest(_message.Message):
     __slots__ = ()

@@ -122,6 +122,11 @@ class ControlServiceStub:
                 request_serializer=argosy_dot_internal_dot_v1_dot_control__pb2.WatchProgressRequest.SerializeToString,
                 response_deserializer=argosy_dot_internal_dot_v1_dot_control__pb2.WatchProgressResponse.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/argosy.internal.v1.ControlService/Drain',
+                request_serializer=argosy_dot_internal_dot_v1_dot_control__pb2.DrainRequest.SerializeToString,
+                response_deserializer=argosy_dot_internal_dot_v1_dot_control__pb2.DrainResponse.FromString,
+                _registered_method=True)
         self.Shutdown = channel.unary_unary(
                 '/argosy.internal.v1.ControlService/Shutdown',
                 request_serializer=argosy_dot_internal_dot_v1_dot_control__pb2.ShutdownRequest.SerializeToString,
@@ -147,6 +152,15 @@ class ControlServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """Drain ends a replica, all replicas of a node, or a router, in order: what runs there finishes or moves within the
+        grace period. It returns when that is done; if the caller goes away meanwhile, the order stands.
+        NOT_FOUND: there is no such replica, node or router.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Shutdown(self, request, context):
         """Shutdown ends every replica of the region, then the controller.
         """
@@ -166,6 +180,11 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.WatchProgress,
                     request_deserializer=argosy_dot_internal_dot_v1_dot_control__pb2.WatchProgressRequest.FromString,
                     response_serializer=argosy_dot_internal_dot_v1_dot_control__pb2.WatchProgressResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=argosy_dot_internal_dot_v1_dot_control__pb2.DrainRequest.FromString,
+                    response_serializer=argosy_dot_internal_dot_v1_dot_control__pb2.DrainResponse.SerializeToString,
             ),
             'Shutdown': grpc.unary_unary_rpc_method_handler(
                     servicer.Shutdown,
@@ -228,6 +247,33 @@ class ControlService:
             '/argosy.internal.v1.ControlService/WatchProgress',
             argosy_dot_internal_dot_v1_dot_control__pb2.WatchProgressRequest.SerializeToString,
             argosy_dot_internal_dot_v1_dot_control__pb2.WatchProgressResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/argosy.internal.v1.ControlService/Drain',
+            argosy_dot_internal_dot_v1_dot_control__pb2.DrainRequest.SerializeToString,
+            argosy_dot_internal_dot_v1_dot_control__pb2.DrainResponse.FromString,
             options,
             channel_credentials,
             insecure,
