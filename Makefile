@@ -25,7 +25,7 @@ OFFLINE := env -u http_proxy -u https_proxy -u all_proxy -u HTTP_PROXY -u HTTPS_
 
 CHECKS := check-lint check-banned-calls check-imports check-protobuf check-stubs check-chart check-types check-lengths
 
-.PHONY: help setup demo serve test test-fast test-faults test-models check proto chart images constraints bench clean $(CHECKS)
+.PHONY: help setup demo serve test test-fast test-faults test-models check proto chart images constraints bench bench-peers clean $(CHECKS)
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -102,6 +102,9 @@ constraints: $(READY) ## Pin what .venv has installed into constraints.txt
 bench: $(READY) ## Measure what the figures in the docs come from
 	@$(BIN)/argosy pull $(MODEL)
 	@$(BIN)/python -m benchmarks
+
+bench-peers: $(READY) ## Install the engines that `make bench` compares with, under .bench (about 30 minutes, 5 GB)
+	@$(BIN)/python -m benchmarks.peers
 
 clean: ## Remove .venv and caches (pulled models stay in the store)
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
