@@ -43,9 +43,10 @@ class _Answered:
 @click.option(
     "-f", "--file", type=click.Path(path_type=Path), default=DEFAULT_FILE, help="What to run. [examples/demo.yaml]"
 )
+@click.option("--model", help="Serve this pulled model instead of the file's first.")
 @click.option("--max-tokens", type=click.IntRange(min=1), default=128, show_default=True, help="Longest answer.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
-def command(prompt: str, file: Path, max_tokens: int, temperature: float) -> None:
+def command(prompt: str, file: Path, model: str | None, max_tokens: int, temperature: float) -> None:
     """Start a small region, ask it one question, end it.
 
     The model is cut over four workers (2 tensor ranks × 2 pipeline stages) that Ray places, and asked through the gRPC
@@ -55,8 +56,12 @@ def command(prompt: str, file: Path, max_tokens: int, temperature: float) -> Non
     Examples:
       argosy demo "What is the capital of France? Answer in one sentence."
       argosy demo --max-tokens 40 "Write a line about the sea."
+      argosy demo --model gemma3-270m "The capital of France is"
     """
     config = on_free_ports(load_config(file))
+    if model is not None:
+        first = config.models[0].model_copy(update={"name": model, "path": None})
+        config = config.model_copy(update={"models": (first, *config.models[1:])})
     screen = console()
     plans = preflight(config)
     checked_age = process_age()

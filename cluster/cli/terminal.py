@@ -6,7 +6,7 @@ import sys
 import unicodedata
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 PLAIN_WIDTH = 140
 """Columns when the output is not a terminal, where nobody wraps lines."""
@@ -44,6 +44,8 @@ class ProgressLine:
             BarColumn(bar_width=40),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
             console=self._console,
             transient=True,
         )
