@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from cluster.clock import SystemClock
-from cluster.ids import ModelName, TenantId, new_request_id
+from cluster.ids import ModelName, RequestId, TenantId, new_request_id
 from cluster.ledger.database import SqliteDatabase
 from cluster.ledger.ledger import LedgerOptions, StoredLedger
 from cluster.ledger.records import Ending, Limits, Reservation, Settlement
@@ -22,12 +22,10 @@ from cluster.ledger.records import Ending, Limits, Reservation, Settlement
 LIMITS = Limits(tokens_per_minute=10**12, concurrent_streams=10**6)
 
 
-async def request(ledger: StoredLedger, tenant: str, waits: list[float]) -> None:
+async def request(ledger: StoredLedger, request_id: RequestId, tenant: str, waits: list[float]) -> None:
     """One request's whole life in the ledger."""
     begin = time.perf_counter()
-    row = await ledger.open(
-        Reservation(new_request_id(), ModelName("m"), 100, 256, tenant=TenantId(tenant), limits=LIMITS)
-    )
+    row = await ledger.open(Reservation(request_id, ModelName("m"), 100, 256, tenant=TenantId(tenant), limits=LIMITS))
     waits.append(time.perf_counter() - begin)
     accepted = 0
     for tokens in (1, 64):
@@ -44,12 +42,14 @@ async def measure(directory: Path, concurrent: int, total: int) -> tuple[float, 
     await ledger.start()
     waits: list[float] = []
 
-    async def client(number: int) -> None:
-        for _ in range(total // concurrent):
-            await request(ledger, f"tenant-{number % 16}", waits)
+    # Ids come from the router, whatever keeps its books.
+    ids = [[new_request_id() for _ in range(total // concurrent)] for _ in range(concurrent)]
 
-    await client(0) if concurrent == 1 else None
-    waits.clear()
+    async def client(number: int) -> None:
+        for request_id in ids[number]:
+            await request(ledger, request_id, f"tenant-{number % 16}", waits)
+
+    await request(ledger, new_request_id(), "warm-up", [])
     commits, begin, cpu = ledger.num_commits, time.perf_counter(), time.process_time()
     await asyncio.gather(*(client(number) for number in range(concurrent)))
     seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu

@@ -14,6 +14,7 @@ from argosy.internal.v1 import control_pb2
 from cluster.clock import Clock
 from cluster.config import ArgosyConfig
 from cluster.control.backend import Backend, BackendError
+from cluster.control.delivered import Delivered
 from cluster.control.drain import Drains, Orders
 from cluster.control.placement import UnplaceableError
 from cluster.control.plan import ReplicaPlan, WantedReplica, plan_replica, wanted_replicas
@@ -68,6 +69,7 @@ class Controller:
         self._records: dict[ReplicaId, Record] = {}
         self._seen: dict[ReplicaId, Observation] = {}
         self._told: dict[ReplicaId, control_pb2.ReplicaStatus] = {}
+        self._delivered = Delivered()
         self._plans: dict[ReplicaId, ReplicaPlan] = {}
         self._starts: dict[ReplicaId, asyncio.Task[None]] = {}
         self._stops: dict[ReplicaId, asyncio.Task[None]] = {}
@@ -179,6 +181,7 @@ class Controller:
             return
         if told.epoch == epoch:
             self._told[replica_id] = told
+            self._delivered.hear(replica_id, epoch, told.delivered_tokens)
             self._observe(replica_id, epoch, _HEALTH.get(told.state, Health.LOADING), told.reason)
 
     def _observe(self, replica_id: ReplicaId, epoch: Epoch, health: Health, reason: str) -> None:
@@ -189,6 +192,8 @@ class Controller:
             replica_status(record, self._wanted[replica_id], self._plans.get(replica_id), self._told.get(replica_id))
             for replica_id, record in self._records.items()
         ]
+        for status in statuses:
+            status.delivered_tokens, status.lost_epochs = self._delivered.total(ReplicaId(status.replica_id))
         now = self._clock.monotonic()
         self._view.publish(
             statuses,

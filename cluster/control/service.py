@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc.aio
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from argosy.internal.v1 import control_pb2, control_pb2_grpc
 from cluster.control.reconcile import Drain
@@ -44,7 +45,9 @@ class RegionView:
 
     def __init__(self, region: str) -> None:
         self.directory = control_pb2.WatchReplicasResponse(region=region, version=1)
-        self.status = control_pb2.GetStatusResponse(region=region)
+        self._started_at = Timestamp()
+        self._started_at.GetCurrentTime()
+        self.status = control_pb2.GetStatusResponse(region=region, started_at=self._started_at)
         self.progress = control_pb2.WatchProgressResponse(region=region)
         self._changed = asyncio.Event()
         self._moved = asyncio.Event()
@@ -85,7 +88,7 @@ class RegionView:
     ) -> None:
         """Replace all of them; wake the watchers of what differs."""
         region = self.status.region
-        self.status = control_pb2.GetStatusResponse(region=region, replicas=replicas)
+        self.status = control_pb2.GetStatusResponse(region=region, replicas=replicas, started_at=self._started_at)
         if list(progress) != list(self.progress.replicas):
             self.progress = control_pb2.WatchProgressResponse(region=region, replicas=progress)
             self._moved.set()

@@ -133,6 +133,7 @@ class EngineActor:
             prefixes=self._prefixes.summary(self._clock.monotonic()),
             metrics_address=self._addresses.metrics,
             active_seconds=self._figures.active_seconds,
+            delivered_tokens=engine.delivered_tokens,
         )
         for rank in status.ranks:
             figures = self._figures.rank(RankCoordinates(rank.stage, rank.tensor_rank), rank.figures)

@@ -87,6 +87,8 @@ class Engine:
         self.state: control_pb2.ReplicaState = control_pb2.REPLICA_STATE_LOADING
         self.reason = ""
         self.step = 0
+        self.delivered_tokens = 0
+        """Given to routers, since the epoch began."""
         self.prefixes = prefixes
         """Hears of the scheduler's blocks."""
         self._epoch = epoch
@@ -378,6 +380,7 @@ class Engine:
         if live is None:
             return
         live.tell(event)
+        self.delivered_tokens += len(event.token_ids)
         if not event.end:
             self._constraints.advance(event.key, event.choice, event.token_ids[-1])
         else:
