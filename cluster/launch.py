@@ -91,8 +91,29 @@ def describe(spec: object) -> dict[str, object]:
     """What heads every log line of the process that this specification starts."""
     match spec:
         case WorkerSpec(replica=replica, coordinates=at):
-            return {"replica": replica.replica_id, "epoch": replica.epoch, "stage": at.stage, "rank": at.tp_rank}
+            return {
+                "role": "worker",
+                "region": replica.region,
+                "replica": replica.replica_id,
+                "epoch": replica.epoch,
+                "stage": at.stage,
+                "rank": at.tp_rank,
+            }
         case EngineSpec(replica=replica):
-            return {"replica": replica.replica_id, "epoch": replica.epoch, "role": "engine"}
+            return {
+                "role": "engine",
+                "region": replica.region,
+                "replica": replica.replica_id,
+                "epoch": replica.epoch,
+            }
         case _:
             return {"role": type(spec).__name__.removesuffix("Spec").lower()}
+
+
+def log_config(spec: object) -> LogConfig:
+    """How the process that this specification starts is to log."""
+    match spec:
+        case WorkerSpec(replica=replica) | EngineSpec(replica=replica):
+            return replica.log
+        case _:
+            return LogConfig(files=False)

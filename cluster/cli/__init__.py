@@ -19,6 +19,7 @@ SUBCOMMANDS = {
     "chat": "Talk to a model in the terminal.",
     "status": "Show replicas and ranks, and how they do.",
     "drain": "End a replica, the replicas of a node, or a router, in order.",
+    "logs": "Show the logs of all processes, or follow one request through them.",
     "health": "Ask a router whether it serves, for probes and scripts.",
     "login": "Log in with an identity provider, in a browser on any device.",
     "tenants": "Show and set tenants: who may use the service, and how much.",

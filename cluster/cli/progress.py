@@ -1,17 +1,12 @@
-"""The wait until a region is ready, shown: a live table on a terminal, a line per change elsewhere."""
+"""The wait until a region is ready, shown. Decides when there is no point in going on."""
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
-
 from rich.console import Console
-from rich.live import Live
 
 from argosy.internal.v1 import control_pb2
+from cluster.cli.progress_screen import ProgressScreen
 from cluster.cli.region import Region, StoppedError
-from cluster.cli.tables import status_view
-from cluster.cli.terminal import human_bytes
 from cluster.errors import ConfigurationError
 
 POLL_SECONDS = 0.1
@@ -27,11 +22,12 @@ def wait_until_ready(region: Region, console: Console, *, attempts: int) -> cont
         ConfigurationError: there is no point in going on; names the reason.
         StoppedError: a signal came.
     """
-    with _RankProgress(console) as progress:
+    with ProgressScreen(console) as progress:
         while True:
-            status = region.status()
-            if status is not None and status.replicas:
-                progress.show(status)
+            told = region.progress()
+            status = _status_of(told) if told is not None else None
+            if told is not None and status is not None and status.replicas:
+                progress.show(told)
                 _give_up_if_hopeless(status, attempts, region)
             elif status is not None and not any(model.replicas for model in region.config.models):
                 return status
@@ -39,6 +35,10 @@ def wait_until_ready(region: Region, console: Console, *, attempts: int) -> cont
                 return status
             if region.stop_request.wait(POLL_SECONDS):
                 raise StoppedError
+
+
+def _status_of(told: control_pb2.WatchProgressResponse) -> control_pb2.GetStatusResponse:
+    return control_pb2.GetStatusResponse(region=told.region, replicas=[entry.status for entry in told.replicas])
 
 
 def _all_ready(status: control_pb2.GetStatusResponse) -> bool:
@@ -52,39 +52,3 @@ def _give_up_if_hopeless(status: control_pb2.GetStatusResponse, attempts: int, r
         raise ConfigurationError(
             f"replica {first.replica_id} does not start: {first.reason}; logs are in {region.directory}"
         )
-
-
-class _RankProgress:
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._seen: dict[str, str] = {}
-        self._live = Live(console=console, transient=True, auto_refresh=False) if console.is_terminal else None
-
-    def __enter__(self) -> Self:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-
-    def show(self, status: control_pb2.GetStatusResponse) -> None:
-        if self._live is not None:
-            self._live.update(status_view(status.replicas), refresh=True)
-            return
-        for replica in status.replicas:
-            if replica.state in (control_pb2.REPLICA_STATE_FAILED, control_pb2.REPLICA_STATE_PENDING):
-                self._say(replica.replica_id, replica.reason or "waits to be placed")
-                continue
-            for rank in replica.ranks:
-                size = f", {human_bytes(rank.total_bytes)}" if rank.phase == "loading" and rank.total_bytes else ""
-                name = f"{replica.replica_id} stage {rank.stage} rank {rank.tensor_rank}"
-                self._say(name, f"{rank.phase}{size}")
-
-    def _say(self, name: str, news: str) -> None:
-        if self._seen.get(name) != news:
-            self._seen[name] = news
-            self._console.print(f"{name}: {news}", markup=False)

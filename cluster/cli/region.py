@@ -132,6 +132,10 @@ class Region:
         """What the controller says; None if it does not answer."""
         return self.run(self._ask_status())
 
+    def progress(self) -> control_pb2.WatchProgressResponse | None:
+        """How far every replica is, as the controller says; None if it does not answer."""
+        return self.run(self._ask_progress())
+
     def router_serves(self) -> bool:
         """Whether the router says that some model can be asked through it; True if there is none of ours.
 
@@ -188,18 +192,36 @@ class Region:
         return task.result()
 
     async def _ask_status(self) -> control_pb2.GetStatusResponse | None:
+        try:
+            response: control_pb2.GetStatusResponse = await self._control().GetStatus(
+                control_pb2.GetStatusRequest(), timeout=2
+            )
+        except grpc.aio.AioRpcError:
+            await self._hang_up()
+            return None
+        return response
+
+    async def _ask_progress(self) -> control_pb2.WatchProgressResponse | None:
+        call = self._control().WatchProgress(control_pb2.WatchProgressRequest(), timeout=2)
+        try:
+            response: control_pb2.WatchProgressResponse = await call.read()
+        except grpc.aio.AioRpcError:
+            await self._hang_up()
+            return None
+        call.cancel()
+        return response
+
+    def _control(self) -> Any:
         if self._status_channel is None:
             identity = self.config.peers.identity(Role.OPERATOR)
             self._status_channel = private_channel(self.config.controller.listen, identity, to=Role.CONTROLLER)
-        stub = control_pb2_grpc.ControlServiceStub(self._status_channel)  # type: ignore[no-untyped-call]
-        try:
-            response: control_pb2.GetStatusResponse = await stub.GetStatus(control_pb2.GetStatusRequest(), timeout=2)
-        except grpc.aio.AioRpcError:
-            # The next question opens a channel with the certificates of then.
+        return control_pb2_grpc.ControlServiceStub(self._status_channel)  # type: ignore[no-untyped-call]
+
+    async def _hang_up(self) -> None:
+        """The next question opens a channel with the certificates of then."""
+        if self._status_channel is not None:
             await self._status_channel.close()
             self._status_channel = None
-            return None
-        return response
 
     async def _ask_health(self) -> bool:
         async with channel(self.config.router.listen) as router:

@@ -42,7 +42,7 @@ def command(file: Path, listen: str | None, controller: str | None, exit_with_pa
         threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     from cluster.router.main import run
 
-    configure_logging(role="router")
+    configure_logging(config.log, role="router", region=config.region)
     run(config)
 
 

@@ -10,6 +10,7 @@ import click
 import grpc.aio
 
 from argosy.internal.v1 import control_pb2, control_pb2_grpc
+from cluster.cli.progress_screen import ProgressScreen
 from cluster.cli.tables import status_view
 from cluster.cli.terminal import console
 from cluster.config import load_config
@@ -23,7 +24,8 @@ DEFAULT_CONTROLLER = "127.0.0.1:50052"
 @click.option("-f", "--file", type=click.Path(path_type=Path), help="The YAML file that `argosy up` was given.")
 @click.option("--address", help=f"host:port of the controller. Default: the file's, else {DEFAULT_CONTROLLER}.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-def command(file: Path | None, address: str | None, as_json: bool) -> None:
+@click.option("--watch", is_flag=True, help="Show the progress of starts until every replica is ready.")
+def command(file: Path | None, address: str | None, as_json: bool, watch: bool) -> None:
     """Show replicas and ranks, and how they do.
 
     Exit status 0 if every replica is ready, 2 if one is not, 1 if no controller answers.
@@ -33,10 +35,14 @@ def command(file: Path | None, address: str | None, as_json: bool) -> None:
       argosy status
       argosy status -f examples/argosy.yaml
       argosy status --json | jq '.replicas[].state'
+      argosy status --watch
     """
     config = load_config(file) if file else None
     where = address or (config.controller.listen if config else DEFAULT_CONTROLLER)
     identity = config.peers.identity(Role.OPERATOR) if config else Identity(Role.OPERATOR)
+    if watch:
+        asyncio.run(_watch(where, identity))
+        return
     status = asyncio.run(_ask(where, identity))
     if as_json:
         from google.protobuf.json_format import MessageToDict
@@ -56,8 +62,27 @@ async def _ask(address: str, identity: Identity) -> control_pb2.GetStatusRespons
         try:
             status: control_pb2.GetStatusResponse = await stub.GetStatus(control_pb2.GetStatusRequest(), timeout=5)
         except grpc.aio.AioRpcError as error:
-            raise click.ClickException(
-                f"no controller answers at {address} ({error.code().name}); "
-                "start a region with `argosy up -f FILE`, or give --address or -f"
-            ) from None
+            raise _no_answer(address, error) from None
     return status
+
+
+async def _watch(address: str, identity: Identity) -> None:
+    """Show every message of `WatchProgress` until all replicas are ready."""
+    async with private_channel(address, identity, to=Role.CONTROLLER) as controller:
+        stub = control_pb2_grpc.ControlServiceStub(controller)  # type: ignore[no-untyped-call]
+        call = stub.WatchProgress(control_pb2.WatchProgressRequest())
+        try:
+            with ProgressScreen(console()) as screen:
+                async for told in call:
+                    screen.show(told)
+                    if all(entry.status.state == control_pb2.REPLICA_STATE_READY for entry in told.replicas):
+                        return
+        except grpc.aio.AioRpcError as error:
+            raise _no_answer(address, error) from None
+
+
+def _no_answer(address: str, error: grpc.aio.AioRpcError) -> click.ClickException:
+    return click.ClickException(
+        f"no controller answers at {address} ({error.code().name}); "
+        "start a region with `argosy up -f FILE`, or give --address or -f"
+    )

@@ -78,6 +78,24 @@ def status_view(replicas: Iterable[control_pb2.ReplicaStatus]) -> Group:
     return Group(*parts or ["No replica is wanted."])
 
 
+def progress_view(progress: Iterable[control_pb2.ReplicaProgress]) -> Group:
+    """`status_view`, and for each replica that starts how far it is and how long it may take."""
+    parts: list[RenderableType] = []
+    for entry in progress:
+        parts.append(status_view([entry.status]))
+        if entry.status.state == control_pb2.REPLICA_STATE_LOADING:
+            parts.append(Text(f"  {progress_line(entry)}", "cyan"))
+    return Group(*parts or ["No replica is wanted."])
+
+
+def progress_line(entry: control_pb2.ReplicaProgress) -> str:
+    """`loading: 60 MB of 514 MB read, 1 of 4 ranks ready after 3 s, about 4 s left`."""
+    read = f"{human_bytes(entry.loaded_bytes)} of {human_bytes(entry.total_bytes)} read"
+    ranks = f"{entry.ranks_ready} of {len(entry.status.ranks)} ranks ready after {entry.elapsed_seconds:.0f} s"
+    left = f", about {entry.remaining_seconds:.0f} s left" if entry.HasField("remaining_seconds") else ""
+    return f"{entry.phase or 'starting'}: {read}, {ranks}{left}"
+
+
 def state_name(replica: control_pb2.ReplicaStatus) -> str:
     """Its state in one word."""
     return control_pb2.ReplicaState.Name(replica.state).removeprefix("REPLICA_STATE_").lower()

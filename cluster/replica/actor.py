@@ -64,7 +64,7 @@ class EngineActor:
         }
         self._tracer = open_tracer(replica.traces, "engine", place)
         self._metrics = EngineMetrics(replica.model, replica.replica_id)
-        self._figures = Figures(model, shards, replica.dtype, self._metrics)
+        self._figures = Figures(model, shards, replica.dtype, replica.quantization, self._metrics)
         self._prefixes = PrefixLog()
         self._grammars = Grammars(replica.directory, model.vocab_size, model.eos_token_ids)
         self._constraints = Constraints(self._grammars)

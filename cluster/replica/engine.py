@@ -26,6 +26,7 @@ from argosy.internal.v1 import control_pb2, replica_pb2, step_pb2
 from cluster.clock import Clock
 from cluster.errors import Reason, ServiceError
 from cluster.ids import Epoch
+from cluster.logs import about
 from cluster.protocol import REPLICA_PROTOCOL_VERSION
 from cluster.replica.connection import Connection
 from cluster.replica.constraints import Constraints
@@ -145,6 +146,8 @@ class Engine:
         live = Live(connection, message.stream_id, spec, {choice.index for choice in spec.choices} or {0})
         live.queued_at = now = self._clock.monotonic()
         live.span = self._traces.begin(spec)
+        live.about = about(request=spec.request_id)
+        logger.info("queued, prompt %d", len(spec.prompt_token_ids), extra=live.about)
         try:
             if self.state != control_pb2.REPLICA_STATE_READY:
                 live.end(replica_pb2.END_REASON_ERROR, "the replica takes no new requests")
@@ -404,6 +407,7 @@ class Engine:
         live = self._live.pop(key, None)
         if live:
             live.span.end()
+            logger.info("over", extra=live.about)
         for choice in live.open_choices if live else ():
             self._constraints.forget(key, choice)
         if not self._live:

@@ -13,6 +13,7 @@ from cluster.telemetry.engine import EngineMetrics, PhaseFigures, RankFigures
 from model.config import ModelConfig
 from model.parallel.dims import RankCoordinates
 from model.parallel.partition import RankShard
+from model.quantization import Quantization
 from model.weights.tables import spec_for
 from model.work import RankRates, Tally, rank_rates
 
@@ -25,9 +26,14 @@ class Figures:
     """Watches one engine (`cluster.replica.observer.Observer`)."""
 
     def __init__(
-        self, config: ModelConfig, shards: Sequence[RankShard], dtype: str, metrics: EngineMetrics | None = None
+        self,
+        config: ModelConfig,
+        shards: Sequence[RankShard],
+        dtype: str,
+        quantization: Quantization = "none",
+        metrics: EngineMetrics | None = None,
     ) -> None:
-        width, spec = BYTES_PER_ELEMENT[dtype], spec_for(config)
+        width, spec = BYTES_PER_ELEMENT[dtype], spec_for(config, quantization)
         self._rates: dict[RankCoordinates, RankRates] = {
             shard.coordinates: rank_rates(config, spec, shard, width) for shard in shards
         }

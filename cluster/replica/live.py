@@ -3,6 +3,7 @@ scheduler, no ranks."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -17,6 +18,8 @@ _ENDS: dict[EndReason | None, replica_pb2.EndReason] = {
     EndReason.LENGTH: replica_pb2.END_REASON_LENGTH,
     EndReason.DEADLINE: replica_pb2.END_REASON_DEADLINE,
 }
+
+logger = logging.getLogger(__name__)
 
 Logprobs = replica_pb2.TokenLogprobsData
 
@@ -36,6 +39,8 @@ class Live:
     queued_at: float | None = None
     """When it arrived; None once it is in a step."""
     span: Span = NO_SPAN
+    about: dict[str, dict[str, object]] = field(default_factory=dict)
+    """For log lines about it."""
     device_seconds: float = 0.0
     """Since its last delta."""
 
@@ -64,6 +69,7 @@ class Live:
     def end(self, end: replica_pb2.EndReason, detail: str, *, suspect: bool = False) -> None:
         """Its router hears that every choice which is still open ends."""
         self.span.end(detail)
+        logger.warning("ended here: %s", detail, extra=self.about)
         for choice in sorted(self.open_choices):
             delta = replica_pb2.TokenDelta(
                 stream_id=self.stream_id, choice=choice, end=end, detail=detail, suspect=suspect

@@ -14,6 +14,7 @@ from argosy.internal.v1 import replica_pb2
 from cluster.clock import Clock
 from cluster.errors import Reason, ServiceError
 from cluster.ids import ModelName
+from cluster.logs import about
 from cluster.router.attempt import WINDOW_TOKENS, Attempt, ReplicaAddress, ReplicaLostError
 from cluster.router.fleet import Fleet
 from cluster.router.validate import duration_of
@@ -136,6 +137,7 @@ class LiveStream:
         """What all attempts have used, as far as replicas told."""
         self._lost_at: float | None = None
         self._span = span
+        self._about = about(request=spec.request_id)
         self._attempt_span: Span = NO_SPAN
         self._spec = spec
         self._model = model
@@ -247,7 +249,7 @@ class LiveStream:
         if delta.end == replica_pb2.END_REASON_SUPERSEDED:
             raise ServiceError(Reason.RESUMED_ELSEWHERE)
         if delta.end == replica_pb2.END_REASON_REFUSED:
-            log.error("%s: refused by its replica: %s", self._spec.request_id, delta.detail)
+            log.error("refused by its replica: %s", delta.detail, extra=self._about)
             # Of a grammar, more may show while it is followed than when it is compiled.
             raise ServiceError(Reason.REFUSED, delta.detail if self._spec.HasField("grammar") else "")
         return f"it gave the request up: {delta.detail or 'no reason'}"
@@ -257,7 +259,7 @@ class LiveStream:
         if self._attempt is None:
             return
         target = self._attempt.target
-        log.warning("%s: leaves %s (epoch %d): %s", self._spec.request_id, target.replica_id, target.epoch, why)
+        log.warning("leaves %s (epoch %d): %s", target.replica_id, target.epoch, why, extra=self._about)
         self._failed_at.add(target)
         self._lost_at = self._lost_at or self._clock.monotonic()
         self._attempt.close(tell=True)
@@ -274,9 +276,7 @@ class LiveStream:
             ReplicaLostError: it was lost in this very moment.
         """
         if self._suspicions >= MAX_SUSPICIONS:
-            log.error(
-                "%s: quarantined: %d replicas lost a rank in its first steps", self._spec.request_id, MAX_SUSPICIONS
-            )
+            log.error("quarantined: %d replicas lost a rank in its first steps", MAX_SUSPICIONS, extra=self._about)
             raise ServiceError(Reason.QUARANTINED)
         if self._fruitless >= MAX_FRUITLESS_ATTEMPTS:
             raise ServiceError(Reason.REPLICA_LOST, retry_after=1.0)

@@ -9,8 +9,10 @@ import signal
 import stat
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import psutil
@@ -51,9 +53,16 @@ def inference(region: UpRun) -> Iterator[inference_pb2_grpc.InferenceServiceStub
         yield inference_pb2_grpc.InferenceServiceStub(channel)
 
 
-def argosy(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
+def argosy(*arguments: object, stdin: str = "", state: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "ARGOSY_STATE": str(state)} if state else None
     return subprocess.run(
-        [*ARGOSY, *map(str, arguments)], input=stdin, capture_output=True, text=True, timeout=100, check=False
+        [*ARGOSY, *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env=environment,
     )
 
 
@@ -224,6 +233,52 @@ def test_ray_admits_nobody_without_the_token(region: UpRun) -> None:
             check=False,
         )
         assert done.returncode == expected, (mode, done.stdout, done.stderr)
+
+
+def test_one_request_is_followed_over_all_processes(
+    region: UpRun, inference: inference_pb2_grpc.InferenceServiceStub
+) -> None:
+    events = list(inference.Generate(chat_request("Say a word that nobody logs: xylophone."), timeout=100))
+    request_id = events[0].started.request_id
+    lines: list[dict[str, object]] = []
+
+    def found() -> bool:
+        shown = argosy("logs", "--request", request_id, "--json", state=region.state)
+        lines[:] = [json.loads(line) for line in shown.stdout.splitlines()]
+        return any(line["role"] == "router" for line in lines)
+
+    wait_until(found, 30, "the router's line about the request")
+    assert {line["role"] for line in lines} == {"router", "engine"}
+    assert {line["request"] for line in lines} == {request_id}
+    assert {line["region"] for line in lines} == {"local"}
+    everything = argosy("logs", state=region.state).stdout
+    assert "role=worker" in everything
+    assert "role=controller" in everything
+    assert "xylophone" not in everything
+    assert f"no line about {'req_0'}" in argosy("logs", "--request", "req_0", state=region.state).stderr
+
+
+def test_the_controller_lists_every_port_that_prometheus_can_scrape(region: UpRun) -> None:
+    (line,) = [
+        line
+        for line in argosy("logs", "--json", state=region.state).stdout.splitlines()
+        if '"controller"' in line and "metrics: " in line
+    ]
+    address = json.loads(line)["message"].removeprefix("metrics: ")
+    with urllib.request.urlopen(f"http://{address}/targets", timeout=20) as response:
+        groups = json.load(response)
+    assert [group["labels"]["job"] for group in groups] == ["argosy-controller", "argosy-router", "argosy-engine"]
+    assert all(group["labels"]["region"] == "local" for group in groups)
+    for group in (groups[0], groups[2]):
+        with urllib.request.urlopen(f"http://{group['targets'][0]}/metrics", timeout=20) as response:
+            text = response.read().decode()
+        assert "argosy_controller_replicas{" in text or "argosy_rank_peak_flops_per_second{" in text
+
+
+def test_status_watches_until_every_replica_is_ready(region: UpRun) -> None:
+    watched = argosy("status", "--watch", "--address", region.controller)
+    assert watched.returncode == 0, watched.stderr
+    assert "stage 1 rank 1: ready" in watched.stdout
 
 
 def test_a_killed_rank_is_named_and_the_replica_returns_at_a_new_epoch(

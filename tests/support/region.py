@@ -42,6 +42,13 @@ def marked(mark: str) -> list[psutil.Process]:
     return found
 
 
+def kill_marked(mark: str) -> None:
+    """Kill whatever still has the mark."""
+    for process in marked(mark):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
 def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
     """Poll until `condition` holds; fails naming `what` otherwise."""
     end = time.monotonic() + seconds
@@ -56,7 +63,8 @@ class CommandRun:
     def __init__(self, directory: Path, *arguments: object) -> None:
         self.mark = uuid.uuid4().hex
         self.output = directory / f"{self.mark}.log"
-        environment = {**os.environ, MARK: self.mark, "ARGOSY_STATE": str(directory / "state")}
+        self.state = directory / "state"
+        environment = {**os.environ, MARK: self.mark, "ARGOSY_STATE": str(self.state)}
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [*ARGOSY, *map(str, arguments)], stdout=output, stderr=subprocess.STDOUT, env=environment
@@ -96,9 +104,7 @@ class CommandRun:
 
     def kill_all(self) -> None:
         """Last resort of a failed test."""
-        for process in [*marked(self.mark)]:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+        kill_marked(self.mark)
         self.process.wait(10)
 
 

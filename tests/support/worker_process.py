@@ -12,7 +12,7 @@ import threading
 from support.paged_fake import load_fake
 from support.replicas import worker_spec
 
-from cluster.launch import describe
+from cluster.launch import describe, log_config
 from cluster.logs import configure_logging
 from cluster.worker.actor import WorkerActor
 from cluster.worker.bootstrap import load_shard
@@ -25,7 +25,7 @@ def main() -> None:
     fake = functools.partial(load_fake, pass_seconds=arguments.fake)
     bootstrap = load_shard if arguments.fake is None else fake
     spec = worker_spec(json.loads(os.environ["WORKER_SPEC"]))
-    configure_logging(**describe(spec))
+    configure_logging(log_config(spec), **describe(spec))
     actor = WorkerActor(spec, bootstrap=bootstrap)
     asyncio.run(actor.start())
     threading.Event().wait()  # the actor's own threads end the process
