@@ -135,7 +135,7 @@ def _rank_table(ranks: Sequence[control_pb2.RankStatus]) -> Table:
             str(rank.pid or ""),
             span(rank.start_layer, rank.end_layer),
             f"{rank.query_heads}q {rank.kv_heads}kv",
-            rank.phase,
+            f"{rank.phase}, slow" if rank.slow else rank.phase,
             human_bytes(total),
         ]
         if loading:

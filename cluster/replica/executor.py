@@ -23,6 +23,7 @@ from cluster.peers import Role
 from cluster.protocol import HEARTBEAT_SECONDS
 from cluster.replica.health import ObservedClock, RankHealth
 from cluster.replica.listener import HANDSHAKE_SECONDS, Listener, Stranger
+from cluster.replica.slowness import Slowness, Work
 from model.parallel.dims import RankCoordinates
 from model.parallel.partition import RankShard
 
@@ -69,6 +70,7 @@ class Executor:
         self._ranks: dict[RankCoordinates, _Rank] = {}
         self._watcher: asyncio.Task[None] | None = None
         self._rendezvous: bytes | None = None
+        self._slowness = Slowness(self._shards)
         self._predicted_seconds = 0.0
         self._ready = False
         self._over = False
@@ -163,6 +165,22 @@ class Executor:
             }
             if complaints:
                 self._lose(complaints)
+            self._compare(now)
+
+    def _compare(self, now: float) -> None:
+        """Mark the ranks that the others wait for; they are not dead, and may recover."""
+        work = {coordinates: Work.of(rank.report.figures) for coordinates, rank in self._ranks.items()}
+        for change in self._slowness.observe(now, work):
+            rank = self._ranks[change.rank]
+            logger.warning(
+                "%s (pid %d on %s) %s: %.1f ms a step, its peers %.1f ms",
+                _name(change.rank),
+                rank.hello.pid,
+                rank.hello.node,
+                "is slow" if change.is_slow else "is slow no longer",
+                1e3 * change.step_seconds,
+                1e3 * change.peer_seconds,
+            )
 
     async def _welcome(self, stranger: Stranger) -> None:
         """One connection from its first byte to its last."""
@@ -264,6 +282,7 @@ class Executor:
         report = rank.report
         status.node, status.pid = rank.hello.node, rank.hello.pid
         status.phase = "lost" if rank.is_lost else report.phase
+        status.slow = coordinates in self._slowness.slow
         status.step = rank.health.finished_step
         status.loaded_bytes, status.total_bytes = report.loaded_bytes, report.total_bytes
         status.phase_seconds.update(report.phase_seconds)

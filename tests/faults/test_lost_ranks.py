@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -158,20 +159,44 @@ async def test_a_request_that_costs_two_replicas_is_quarantined(
 
 
 @run_async
-async def test_t11_a_rank_at_half_speed_is_not_dead(smollm2_dir: Path, tmp_path: Path) -> None:
+async def test_t11_a_rank_at_half_speed_is_slow_not_dead(
+    smollm2_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with fault_world(smollm2_dir, tmp_path) as faults:
-        for ask in asks(8, random.Random(9), 100):
+        for ask in asks(8, random.Random(9), 450):
             faults.ask(ask)
-        assert faults.sites[0].current
-        victim = faults.sites[0].current.workers[0]
-        for _ in range(12):
-            victim.send_signal(signal.SIGSTOP)
-            await asyncio.sleep(0.1)
+        slow, other = (site.current for site in faults.sites)
+        assert slow
+        assert other
+        victim = slow.workers[0]
+        halving = asyncio.create_task(halve(victim))
+        try:
+            marked = f"stage 0 rank 0 (pid {victim.pid}"
+            await faults.world.until(lambda: marked in caplog.text and "is slow:" in caplog.text, 60)
+            assert [rank.slow for rank in (await slow.status()).ranks] == [True, False]
+            before = [replica.engine._engine.load() for replica in (slow, other)]
+            for ask in asks(12, random.Random(10), 5):
+                await faults.ask(ask)
+            prompts = [
+                after.missed_tokens + after.hit_tokens - load.missed_tokens - load.hit_tokens
+                for load, after in zip(before, (r.engine._engine.load() for r in (slow, other)), strict=True)
+            ]
+            assert prompts[0] < prompts[1] / 2, "new work goes elsewhere"
+        finally:
+            halving.cancel()
             victim.send_signal(signal.SIGCONT)
-            await asyncio.sleep(0.1)
         await faults.assert_exact()
         assert [site.epochs for site in faults.sites] == [[1], [1]]
-        report("T11", 8, 0)
+        assert not any(rank.slow for rank in (await other.status()).ranks)
+        report("T11", 20, 0)
+
+
+async def halve(victim: subprocess.Popen[bytes]) -> None:
+    """Stop a process half of the time."""
+    while True:
+        for fault in (signal.SIGSTOP, signal.SIGCONT):
+            victim.send_signal(fault)
+            await asyncio.sleep(0.1)
 
 
 @run_async
