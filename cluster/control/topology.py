@@ -16,6 +16,8 @@ LOOPBACK = "127.0.0.1"
 LINK_DOMAIN_LABEL = "argosy.io/link-domain"
 """Nodes with the same value reach each other's GPUs over one fast link, such as an NVLink switch over several machines.
 A tensor group never leaves it. Without the label a node is a domain of its own."""
+RAY_DOMAIN_LABEL = "ray.io/gpu-domain"
+"""The same, as whoever runs the Ray cluster may have set it; ours goes first."""
 RACK_LABEL = "argosy.io/rack"
 """Nodes with the same value are near: stages that follow each other are kept there. Without it nodes count as near."""
 DEVICE_LABEL = "ray.io/accelerator-type"
@@ -41,7 +43,7 @@ class Node:
     @property
     def link_domain(self) -> str:
         """What a tensor group on GPUs never leaves."""
-        return self.labels.get(LINK_DOMAIN_LABEL) or self.node_id
+        return self.labels.get(LINK_DOMAIN_LABEL) or self.labels.get(RAY_DOMAIN_LABEL) or self.node_id
 
     @property
     def rack(self) -> str:

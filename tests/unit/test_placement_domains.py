@@ -138,6 +138,8 @@ def test_labels_come_from_ray() -> None:
     labels = {"ray.io/accelerator-type": "H100", "argosy.io/rack": "r7", "argosy.io/link-domain": "switch-3"}
     (labelled,) = nodes_from_ray([raw | {"Labels": labels}], {"n": {"CPU": 8.0, "GPU": 4.0}}, local=False)
     assert (labelled.device_kind, labelled.rack, labelled.link_domain) == ("H100", "r7", "switch-3")
+    (joined,) = nodes_from_ray([raw | {"Labels": {"ray.io/gpu-domain": "rack-1"}}], {}, local=False)
+    assert joined.link_domain == "rack-1"
     (plain,) = nodes_from_ray([raw], {}, local=False)
     assert (plain.device_kind, plain.rack, plain.link_domain) == ("", "", "n")
 
