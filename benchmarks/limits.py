@@ -50,15 +50,17 @@ def matrices(config: ModelConfig) -> list[tuple[int, int]]:
     return layer * config.num_layers
 
 
-def decode_limit(config: ModelConfig, machine: Machine, quantization: Quantization) -> float:
-    """Tokens a second of one sequence: every weight is read once a token."""
+def weight_bytes(config: ModelConfig, quantization: Quantization) -> int:
+    """Bytes of all products, the head's too; float32 where they are not made smaller."""
     head = (config.vocab_size, config.hidden_size)
     if quantization == "none":
-        num_bytes = sum(4 * rows * columns for rows, columns in [*matrices(config), head])
-    else:
-        num_bytes = sum(integer_bytes(quantization, *shape) for shape in matrices(config))
-        num_bytes += integer_bytes("int8", *head)
-    return machine.bytes_per_second / num_bytes
+        return sum(4 * rows * columns for rows, columns in [*matrices(config), head])
+    return sum(integer_bytes(quantization, *shape) for shape in matrices(config)) + integer_bytes("int8", *head)
+
+
+def decode_limit(config: ModelConfig, machine: Machine, quantization: Quantization) -> float:
+    """Tokens a second of one sequence: every weight is read once a token."""
+    return machine.bytes_per_second / weight_bytes(config, quantization)
 
 
 def prefill_limit(config: ModelConfig, machine: Machine, prompt_tokens: int) -> float:
