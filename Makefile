@@ -23,7 +23,7 @@ export PROMPT
 # The suite talks to this machine alone.
 OFFLINE := env -u http_proxy -u https_proxy -u all_proxy -u HTTP_PROXY -u HTTPS_PROXY -u ALL_PROXY HF_HUB_OFFLINE=1
 
-CHECKS := check-lint check-banned-calls check-imports check-protobuf check-stubs check-chart check-types check-lengths
+CHECKS := check-lint check-banned-calls check-imports check-protobuf check-stubs check-monitoring check-chart check-types check-lengths
 
 .PHONY: help setup demo serve test test-fast test-faults test-models check proto chart images constraints bench bench-peers clean $(CHECKS)
 
@@ -76,6 +76,8 @@ check-stubs:
 	@$(BIN)/python -m tools.stubs --check && echo "stubs: fresh"
 check-chart:
 	@$(BIN)/python -m tools.chart_schema --check && echo "chart schema: fresh"
+check-monitoring:
+	@$(BIN)/python -m tools.monitoring --check && echo "dashboards, alerts and docs/metrics.md: fresh"
 check-types:
 	@$(BIN)/mypy
 check-lengths:

@@ -200,7 +200,7 @@ class Controller:
             [directory_entry(status) for status in statuses if _takes_requests(status)],
             [self._progress.progress(status, self._records[ReplicaId(status.replica_id)], now) for status in statuses],
         )
-        self._metrics.observe(map(_figures, statuses))
+        self._metrics.observe(map(replica_figures, statuses))
 
     def _count(self, old: Record | None, record: Record) -> None:
         model = self._wanted[record.replica_id].section.name
@@ -221,7 +221,8 @@ class Controller:
                 logger.log(level, "%s epoch %d is %s%s", replica_id, record.epoch, record.phase.value, reason)
 
 
-def _figures(status: control_pb2.ReplicaStatus) -> ReplicaFigures:
+def replica_figures(status: control_pb2.ReplicaStatus) -> ReplicaFigures:
+    """What is exported of a replica."""
     state = control_pb2.ReplicaState.Name(status.state).removeprefix("REPLICA_STATE_").lower()
     ready = sum(rank.phase == READY for rank in status.ranks)
     return ReplicaFigures(status.model, status.replica_id, state, len(status.ranks), ready)
