@@ -29,6 +29,11 @@ def call_deadline() -> float:
     return _deadline.get()
 
 
+def set_deadline(seconds: float) -> None:
+    """The call being handled must have ended so many seconds from now."""
+    _deadline.set(time.monotonic() + seconds)
+
+
 def time_left() -> float:
     """Seconds left of the call being handled, never negative."""
     return max(0.0, _deadline.get() - time.monotonic())
@@ -91,7 +96,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
         client_seconds: float | None = context.time_remaining()
         seconds = self._default_deadline if client_seconds is None else client_seconds
         if seconds is not None:
-            _deadline.set(time.monotonic() + seconds)
+            set_deadline(seconds)
         # The transport itself enforces a client's deadline; ours is for calls that came without.
         scope = asyncio.timeout(seconds if client_seconds is None else None)
         try:
