@@ -70,6 +70,8 @@ def check_ports(config: ArgosyConfig, *, with_router: bool = True, with_controll
         ConfigurationError: one is not, or is not this machine's.
     """
     addresses = {"router.listen": config.router.listen} if with_router else {}
+    if with_router and config.router.http_listen is not None:
+        addresses["router.http_listen"] = config.router.http_listen
     if with_controller:
         addresses["controller.listen"] = config.controller.listen
     seen: dict[str, str] = {}

@@ -87,6 +87,9 @@ def _greet(screen: Console, region: Region, *, with_router: bool) -> None:
     screen.print(f"\nReady after {process_age():.1f} s, serving {names}")
     if with_router:
         screen.print(f"  gRPC   {address}")
+        if (http := region.config.router.http_listen) is not None:
+            scheme = "https" if region.config.router.tls else "http"
+            screen.print(f"  HTTP   {scheme}://{http}/v1, as OpenAI's clients speak it", markup=False)
         screen.print(f"  ask    argosy generate{where} 'Why is the sky blue?'", markup=False)
         screen.print(f"  talk   argosy chat{where}")
     else:
