@@ -138,6 +138,9 @@ class RouterConfig(_Section):
     """Most tokens that one choice may ask for."""
     max_streams: int = Field(1024, ge=1)
     """Most requests in flight at one router process."""
+    quota_listen: HostPort | None = None
+    """Private address where other regions' routers get slices of the limits of tenants at home here. Default: they get
+    none. All routers of a machine share it."""
     default_deadline_seconds: float = Field(600, gt=0)
     """Deadline of a call that brings none."""
     coalesce_seconds: float = Field(0, ge=0, le=1)
@@ -176,6 +179,8 @@ class RegionSection(_Section):
     """As that region's own configuration names it."""
     controllers: tuple[HostPort, ...] = Field(min_length=1)
     """Its controllers' addresses; the first that answers is listened to."""
+    quota: tuple[HostPort, ...] = ()
+    """Its routers' `router.quota_listen`: where slices of its tenants' limits come from."""
     round_trip_seconds: float | None = Field(None, gt=0, le=10)
     """How far it is expected to be; what is measured takes the place by and by."""
     injected_round_trip_seconds: float = Field(0, ge=0, le=10)

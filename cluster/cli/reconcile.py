@@ -1,4 +1,4 @@
-"""`argosy usage --reconcile`: reads the store, asks the controller, shows what does not agree. Decides nothing itself."""
+"""`argosy usage --reconcile`: reads the store, asks the controller, shows what does not agree. Decides nothing."""
 
 from __future__ import annotations
 
@@ -100,6 +100,9 @@ def _windows(database: Database, now: float) -> list[Line]:
         for tenant, kind, bucket, used in database.query("SELECT tenant, kind, bucket, used FROM windows")
         if buckets.get(kind) == bucket
     }
+    for tenant, kind, bucket, given in database.query("SELECT tenant, kind, bucket, granted FROM slices_given"):
+        if (tenant, kind, bucket) in held:
+            held[tenant, kind, bucket] -= given  # other regions account for it
     statement = """SELECT tenant, charges, reserved_tokens, prompt_tokens, completion_tokens, ending FROM requests
         WHERE opened_at >= ? OR ending IS NULL"""
     return against_windows(database.query(statement, (now - _LONGEST_WINDOW_SECONDS,)), held)

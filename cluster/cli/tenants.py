@@ -34,6 +34,7 @@ def command() -> None:
 @click.argument("name")
 @click.option("--model", "models", multiple=True, help="A model it may use. May be repeated. Default: all.")
 @click.option("--region", "regions", multiple=True, help="A region that serves it. May be repeated. Default: all.")
+@click.option("--home", default="", help="The region that keeps its limits for all. Default: each region has its own.")
 @click.option("--requests-per-minute", type=click.IntRange(min=0))
 @click.option("--tokens-per-minute", type=click.IntRange(min=0))
 @click.option("--tokens-per-day", type=click.IntRange(min=0))
@@ -46,6 +47,7 @@ def set_tenant(
     name: str,
     models: tuple[str, ...],
     regions: tuple[str, ...],
+    home: str,
     soft: bool,
     disable: bool,
     file: Path | None,
@@ -54,7 +56,8 @@ def set_tenant(
 ) -> None:
     """Create the tenant NAME, or replace its whole policy: a limit not given is none."""
     given: dict[str, Any] = {key: value for key, value in limits.items() if value is not None}
-    policy = api.TenantPolicy(models=models, regions=regions, limits=api.Limits(**given, soft=soft))
+    held = api.Limits(**given, soft=soft)
+    policy = api.TenantPolicy(models=models, regions=regions, home_region=home, limits=held)
     request = api.SetTenantRequest(tenant=api.Tenant(tenant=name, policy=policy, disabled=disable))
 
     async def run() -> None:
@@ -88,6 +91,7 @@ def _table(tenants: list[api.Tenant]) -> Table:
             if policy.limits.HasField(window.value)
         ]
         kind = ["soft"] if limits and policy.limits.soft else []
+        kind += [f"kept in {policy.home_region}"] if policy.home_region else []
         table.add_row(
             f"{tenant.tenant} (disabled)" if tenant.disabled else tenant.tenant,
             ", ".join(policy.models) or "all",

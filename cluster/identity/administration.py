@@ -179,7 +179,8 @@ def _policy(message: api.TenantPolicy) -> TenantPolicy:
     limits: dict[str, Any] = {
         window.value: getattr(asked, window.value) for window in Window if asked.HasField(window.value)
     }
-    return TenantPolicy(tuple(message.models), tuple(message.regions), Limits(**limits, hard=not asked.soft))
+    held = Limits(**limits, hard=not asked.soft)
+    return TenantPolicy(tuple(message.models), tuple(message.regions), held, message.home_region)
 
 
 def _tenant_message(tenant: StoredTenant) -> api.Tenant:
@@ -187,6 +188,7 @@ def _tenant_message(tenant: StoredTenant) -> api.Tenant:
     policy = api.TenantPolicy(
         models=tenant.policy.models,
         regions=tenant.policy.regions,
+        home_region=tenant.policy.home,
         limits=api.Limits(**limits, soft=not tenant.policy.limits.hard),
     )
     created_at = timestamp(tenant.created_at)

@@ -29,6 +29,8 @@ class TenantPolicy:
     models: tuple[str, ...] = ()
     regions: tuple[str, ...] = ()
     limits: Limits = field(default_factory=lambda: NO_LIMITS)
+    home: str = ""
+    """The region whose store keeps the limits, over all regions. Empty: every store has its own."""
 
 
 @dataclass(frozen=True, slots=True)

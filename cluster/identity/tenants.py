@@ -28,7 +28,7 @@ def put_tenant(database: Database, tenant: StoredTenant) -> None:
     """Create it, or replace all but its age."""
     policy = tenant.policy
     limits = {window.value: limit for window, limit in policy.limits} | {"hard": policy.limits.hard}
-    text = json.dumps({"models": policy.models, "regions": policy.regions, "limits": limits})
+    text = json.dumps({"models": policy.models, "regions": policy.regions, "limits": limits, "home": policy.home})
     database.execute(
         """INSERT INTO tenants (tenant, policy, disabled, created_at) VALUES (?, ?, ?, ?)
         ON CONFLICT (tenant) DO UPDATE SET policy = excluded.policy, disabled = excluded.disabled""",
@@ -45,5 +45,5 @@ def find_tenants(database: Database, tenant: str = "") -> list[StoredTenant]:
 
 def _tenant(name: str, text: str, disabled: int, created_at: float) -> StoredTenant:
     raw = json.loads(text)
-    policy = TenantPolicy(tuple(raw["models"]), tuple(raw["regions"]), Limits(**raw["limits"]))
+    policy = TenantPolicy(tuple(raw["models"]), tuple(raw["regions"]), Limits(**raw["limits"]), raw["home"])
     return StoredTenant(TenantId(name), policy, bool(disabled), created_at)

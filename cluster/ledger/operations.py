@@ -16,6 +16,9 @@ from cluster.ledger.database import Database
 from cluster.ledger.records import Allowance, Ending, Limits, Reservation, Settlement, Window
 from cluster.ledger.windows import Windows
 
+SLICE_SECONDS = 1.0
+"""When to try again where a region's slice leaves no room: by then it may be larger."""
+
 _INSERT = """INSERT INTO requests
     (request_id, tenant, subject, model, region, holder, idempotency_key, opened_at, prompt_tokens, reserved_tokens,
      charges, resumable_until, generation) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
@@ -84,18 +87,23 @@ def check_limit(
         ServiceError: it is a hard limit and leaves no room.
     """
     cost = ask.cost(window) if cost is None else cost
-    used = windows.used((ask.tenant, window.kind, window.bucket(now)))
+    name = (ask.tenant, window.kind, window.bucket(now))
+    used = windows.used(name)
     after = used + cost
     reset = window.seconds_left(now)
-    if after > limit and ask.limits.hard:
-        text = f"{window.kind}: {used} of {limit} used or reserved, the request may need {cost}"
+    room = windows.held(name) if ask.home and ask.limits.hard else limit
+    if after > room and ask.limits.hard:
+        text = f"{window.kind}: {used} of {room} used or reserved, the request may need {cost}"
+        if ask.home:
+            text += f" (this region's slice of {limit})"
+            reset = min(reset, SLICE_SECONDS)
         raise ServiceError(
             Reason.QUOTA_EXCEEDED,
             quotas=(QuotaViolation(f"tenant:{ask.tenant}", text),),
             retry_after=reset,
-            trailers=rate_headers((Allowance(window, limit, max(0, limit - used), reset),)),
+            trailers=rate_headers((Allowance(window, limit, max(0, room - used), reset),)),
         )
-    return Allowance(window, limit, max(0, limit - after), reset)
+    return Allowance(window, limit, max(0, room - after), reset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +204,7 @@ def to_json(operation: Operation) -> dict[str, Any]:
         return {"settle": [*about, *counts, used.reasoning_tokens, used.device_seconds]}
     ask = operation.reservation
     names = ("request_id", "model", "prompt_tokens", "max_completion_tokens", "tenant", "subject", "region")
-    fields = {name: getattr(ask, name) for name in (*names, "idempotency_key", "resumable_until")}
+    fields = {name: getattr(ask, name) for name in (*names, "idempotency_key", "resumable_until", "home")}
     limits = {window.kind: limit for window, limit in ask.limits} | {"hard": ask.limits.hard}
     return {"open": fields, "limits": limits, "holder": operation.holder, "now": operation.now}
 

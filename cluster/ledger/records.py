@@ -108,6 +108,8 @@ class Reservation:
     limits: Limits = NO_LIMITS
     resumable_until: float = 0.0
     """Unix seconds; if the request ends unfinished it may go on until then, and is not exported before."""
+    home: str = ""
+    """The region that keeps the tenant's limits, if it is another: only slices of them can be used here."""
 
     @property
     def tokens(self) -> int:

@@ -46,6 +46,25 @@ TABLES = (
         used BIGINT NOT NULL CHECK (used >= 0),
         PRIMARY KEY (tenant, kind, bucket)
     )""",
+    # What regions were given of the windows of tenants at home here, which those windows count as used; and what this
+    # region was given of others.
+    """CREATE TABLE IF NOT EXISTS slices_given (
+        tenant TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        bucket BIGINT NOT NULL,
+        region TEXT NOT NULL,
+        granted BIGINT NOT NULL,
+        version BIGINT NOT NULL,
+        PRIMARY KEY (tenant, kind, bucket, region)
+    )""",
+    """CREATE TABLE IF NOT EXISTS slices_held (
+        tenant TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        bucket BIGINT NOT NULL,
+        granted BIGINT NOT NULL,
+        version BIGINT NOT NULL,
+        PRIMARY KEY (tenant, kind, bucket)
+    )""",
     # Routers that may have open rows. One whose `beats` stand still is dead.
     """CREATE TABLE IF NOT EXISTS holders (
         holder TEXT PRIMARY KEY,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from cluster.ledger.database import Database
 
 _SELECT = "SELECT used FROM windows WHERE tenant = ? AND kind = ? AND bucket = ?"
+_SELECT_HELD = "SELECT granted FROM slices_held WHERE tenant = ? AND kind = ? AND bucket = ?"
 _UPSERT = """INSERT INTO windows (tenant, kind, bucket, used) VALUES (?, ?, ?, ?)
     ON CONFLICT (tenant, kind, bucket) DO UPDATE SET used = excluded.used"""
 
@@ -22,6 +23,7 @@ class Windows:
     def __init__(self, database: Database) -> None:
         self.database = database
         self._used: dict[Name, int] = {}
+        self._held: dict[Name, int] = {}
         self._changed: set[Name] = set()
 
     def used(self, name: Name) -> int:
@@ -31,6 +33,14 @@ class Windows:
             rows = self.database.query(_SELECT, name)
             used = self._used[name] = rows[0][0] if rows else 0
         return used
+
+    def held(self, name: Name) -> int:
+        """What this region was given of a window that is kept elsewhere."""
+        held = self._held.get(name)
+        if held is None:
+            rows = self.database.query(_SELECT_HELD, name)
+            held = self._held[name] = rows[0][0] if rows else 0
+        return held
 
     def add(self, name: Name, amount: int) -> None:
         """Charge it, or give back if negative."""
@@ -42,4 +52,5 @@ class Windows:
         for name in sorted(self._changed):
             self.database.execute(_UPSERT, (*name, self._used[name]))
         self._used.clear()
+        self._held.clear()
         self._changed.clear()

@@ -40,6 +40,9 @@ from cluster.router.gauges import keep_gauges
 from cluster.router.health import INFERENCE, MODELS, keep_health
 from cluster.router.metering import Ledger, MemoryLedger
 from cluster.router.models import ModelService
+from cluster.router.openai.door import Door
+from cluster.router.openai.listening import opened
+from cluster.router.quota import SlicedLedger, giving
 from cluster.router.regions import eligible_regions, regions_of
 from cluster.router.resume import Tickets, resume_key
 from cluster.router.service import InferenceService
@@ -133,10 +136,12 @@ async def serve(
         fleet = Fleet(router_id, clock, rng, traffic, dial, regions)
         metrics = metrics or RouterMetrics()
         books = ledger if isinstance(ledger, StoredLedger) else None
+        homes = {section.name: section.quota for section in config.regions}
+        sliced = SlicedLedger(books, config.region, homes, identity, clock) if books is not None else None
         tickets = Tickets(resume_key(config, shares_ledger=books is not None))
         tracer = open_tracer(config.traces, "router", {"argosy.region": config.region, "argosy.router": router_id})
         service = InferenceService(
-            catalogue, fleet, ledger, metrics, clock, config.router, tickets, config.region, tracer
+            catalogue, fleet, sliced or ledger, metrics, clock, config.router, tickets, config.region, tracer
         )
         secret = read_secret(config.ledger_path.with_name(SECRET_FILE)) if books else b""
         tokens = OidcVerifier(config.identity.oidc, clock)
@@ -154,6 +159,10 @@ async def serve(
             watches = (watch_region(region, router_id, identity, clock, on_directory) for region in regions)
             tasks.extend(map(asyncio.create_task, watches))
             tasks.append(asyncio.create_task(tokens.keep_fresh()))
+            if books is not None and (quota_listen := config.router.quota_listen) is not None:
+                await exports.enter_async_context(giving(books, config.region, quota_listen, identity))
+            if sliced is not None:
+                tasks.append(asyncio.create_task(sliced.run()))
             tasks.append(asyncio.create_task(keep_gauges(metrics, catalogue, fleet, service, books, clock)))
             tasks.append(asyncio.create_task(keep_health(servicer, catalogue, fleet, clock)))
             scraped = exports.enter_context(exported(metrics.registry, config.metrics.router, "metrics.router"))

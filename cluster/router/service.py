@@ -236,6 +236,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             region=self._region,
             idempotency_key=request.idempotency_key or None,
             limits=caller.policy.limits,
+            home=caller.policy.home if caller.policy.home != self._region else "",
             resumable_until=self._clock.wall() + min(rpc.time_left(), LONGEST_SECONDS) + GRACE_SECONDS,
         )
 

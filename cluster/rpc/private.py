@@ -21,9 +21,13 @@ _SAN_KEY = "x509_subject_alternative_name"
 """gRPC's name for the certificate's names in a call's authentication context."""
 
 
-def private_server(identity: Identity) -> grpc.aio.Server:
-    """A server whose methods only the roles in `cluster.peers.CALLERS` can call; `private_listen` binds it."""
-    return server(interceptors=[_RoleGuard(is_encrypted=identity.files is not None)])
+def private_server(identity: Identity, *, share_port: bool = False) -> grpc.aio.Server:
+    """A server whose methods only the roles in `cluster.peers.CALLERS` can call; `private_listen` binds it.
+
+    Args:
+        share_port: several processes may listen on one port.
+    """
+    return server(interceptors=[_RoleGuard(is_encrypted=identity.files is not None)], share_port=share_port)
 
 
 def private_listen(target: grpc.aio.Server, address: str, key: str, identity: Identity) -> str:

@@ -116,7 +116,7 @@ async def guarded_world(
             replica.model, replica.replica_id = MODEL, f"{MODEL}/{number}"
             await replica.start()
             stack.push_async_callback(replica.kill)
-        fakes = FakeDirectory(*replicas)
+        fakes = FakeDirectory(*replicas, region=str(sections.get("region", "local")))
         await fakes.start()
         stack.push_async_callback(fakes.stop)
         path = directory / "ledger.db"
