@@ -24,6 +24,7 @@ def node(name: str, gpus: int, kind: str = "H100", rack: str = "", domain: str =
 
 EIGHT = [node(name, 8) for name in "abcdefgh"]
 TWO_RACKS = [node(name, 8, rack="even" if index % 2 else "odd") for index, name in enumerate("abcdefgh")]
+LOPSIDED = [node(name, 8, rack="small" if name in "ab" else "large") for name in "abcdef"]
 ODD = [node("a", 8), node("b", 5), node("c", 3)]
 MIXED = [node("a", 8), node("b", 8, "A100"), node("c", 8, "A100")]
 SWITCHED = [node("a", 4, domain="x"), node("b", 4, domain="y"), node("c", 4, domain="y"), node("d", 4, domain="x")]
@@ -40,6 +41,7 @@ def where(placement: Placement) -> str:
     [
         pytest.param(ParallelDims(8, 8), EIGHT, "a b c d e f g h", id="8x8-h100"),
         pytest.param(ParallelDims(8, 4), TWO_RACKS, "a c e g", id="one-rack-is-enough"),
+        pytest.param(ParallelDims(8, 4), LOPSIDED, "c d e f", id="in-the-rack-that-has-room"),
         pytest.param(ParallelDims(8, 6), TWO_RACKS, "a c e g b d", id="one-hop-between-racks"),
         pytest.param(ParallelDims(3, 4), ODD, "a a b c", id="three-odd-nodes"),
         pytest.param(ParallelDims(5, 2), ODD, "a b", id="odd-groups"),
