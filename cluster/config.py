@@ -165,7 +165,8 @@ class RayConfig(_Section):
     """The Ray cluster that places the ranks."""
 
     address: str = "local"
-    """local: start one on this machine. Else the address of a running head, such as 10.0.0.1:6379."""
+    """local: start one on this machine. auto: the one that this process is part of, as in a Ray job. Else the address
+    of a running head, such as 10.0.0.1:6379."""
     namespace: str = "argosy"
     """Ray namespace of the region's actors."""
     num_cpus: int | None = Field(None, ge=1)
@@ -327,6 +328,27 @@ class LogConfig(_Section):
     """Keep JSON lines in `REGION/logs` of the state directory as well, for `argosy logs`."""
 
 
+class KubernetesDiscovery(_Section):
+    """What the Kubernetes API is asked from inside a pod."""
+
+    namespaces: tuple[str, ...] = ()
+    """Where the Services of regions' controllers are, labelled argosy.io/region. Default: the pod's own."""
+    link_domain_label: str = "nvidia.com/gpu.clique"
+    """Label of nodes that reach each other's GPUs over one fast link."""
+    rack_label: str = "topology.kubernetes.io/zone"
+    """Label of nodes that are near each other."""
+    drain_seconds: float = Field(30, ge=0)
+    """How long running answers may take to finish on a node that is cordoned or a pod that is evicted; then they go on
+    elsewhere."""
+
+
+class DiscoveryConfig(_Section):
+    """Who else says where things are, beside this file."""
+
+    kubernetes: KubernetesDiscovery | None = None
+    """Follow EndpointSlices, pods and nodes. Default: the API is not asked."""
+
+
 class ArgosyConfig(_Section):
     """A region."""
 
@@ -348,6 +370,8 @@ class ArgosyConfig(_Section):
     """Usage, tenants and keys."""
     identity: IdentityConfig = IdentityConfig()
     """Credentials."""
+    discovery: DiscoveryConfig = DiscoveryConfig()
+    """Where controllers are, and what nodes say of themselves."""
     peers: PeersConfig = PeersConfig()
     """Mutual TLS between our own processes."""
 

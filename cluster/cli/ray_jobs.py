@@ -16,6 +16,12 @@ from cluster.errors import ConfigurationError
 ANSWER_SECONDS = 10.0
 FOLLOW_SECONDS = 1.0
 """Before a connection to the logs that broke is tried again."""
+_TALKATIVE = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+"""Ray's loggers that tell a user about zip files and sockets."""
 ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 
 
@@ -64,11 +70,12 @@ class Jobs:
         # Ray would prefer these to the address that was given.
         for variable in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
             os.environ.pop(variable, None)
-        logging.getLogger("ray.dashboard").setLevel(logging.ERROR)
         try:
             from ray.job_submission import JobSubmissionClient
         except ImportError:
             raise ConfigurationError("this needs Ray; install argosy[jobs]") from None
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.ERROR)
         with self._explained():
             self._client = JobSubmissionClient(self.address)
             self._client.list_jobs()

@@ -31,6 +31,8 @@ from cluster.rpc import channel, private_channel
 
 GRACE_SECONDS = 3.0
 """For processes to leave in order once nothing runs on them."""
+JOINED_NODES_SECONDS = 10.0
+"""How long a replica may find no room on a cluster that was just joined."""
 INFERENCE = "argosy.v1.InferenceService"
 """Health name under which a router says that some model can be asked."""
 _LONGEST_SOCKET_BASE = 30
@@ -119,14 +121,26 @@ class Region:
         self._check_router()
         if not local and self._with_router:
             # Only now are the nodes known, and with them what the router must know.
-            nodes = ray_session.joined_nodes()
-            for node in nodes:
-                self.config.peers.identity(Role.ENGINE).check_exposure(f"{node.host}:0", "peers")
-            self.settle(plan_region(self.config, nodes), console)
+            self.settle(self._plan_on_joined(), console)
             self._start_router()
         with self._timed("controller"), console.status("Starting the controller"):
             self._controller = ray_session.start_controller(self.config, replace=self._keep)
         self._check_stop()
+
+    def _plan_on_joined(self) -> list[ReplicaPlan]:
+        """Plan onto the nodes of the cluster that was joined; what is free on a new one shows a moment later."""
+        end = time.monotonic() + JOINED_NODES_SECONDS
+        while True:
+            nodes = ray_session.joined_nodes()
+            for node in nodes:
+                self.config.peers.identity(Role.ENGINE).check_exposure(f"{node.host}:0", "peers")
+            try:
+                return plan_region(self.config, nodes)
+            except ConfigurationError:
+                if time.monotonic() >= end:
+                    raise
+            if self.stop_request.wait(0.2):
+                raise StoppedError
 
     def status(self) -> control_pb2.GetStatusResponse | None:
         """What the controller says; None if it does not answer."""

@@ -11,8 +11,9 @@ import grpc.aio
 
 from argosy.internal.v1 import control_pb2_grpc
 from cluster.clock import SystemClock
-from cluster.config import ArgosyConfig
+from cluster.config import ArgosyConfig, KubernetesDiscovery
 from cluster.control.controller import Controller
+from cluster.control.machines import Machines
 from cluster.control.ray_backend import RayBackend
 from cluster.control.service import Control, Directory, RegionView
 from cluster.logs import configure_logging
@@ -33,6 +34,8 @@ class ControllerActor:
         self._server: grpc.aio.Server | None = None
         self._loop_task: asyncio.Task[None] | None = None
         self._controller: Controller | None = None
+        self._machines: Machines | None = None
+        self._discovery: asyncio.Task[None] | None = None
         self._exports = contextlib.ExitStack()
         self._metrics: str | None = None
 
@@ -47,13 +50,16 @@ class ControllerActor:
         """
         configure_logging(self._config.log, role="controller", region=self._config.region)
         metrics = ControllerMetrics()
-        self._controller = Controller(self._config, RayBackend(self._config.ray), SystemClock(), self._view, metrics)
+        backend = RayBackend(self._config.ray, lambda host: self._machines.labels(host) if self._machines else {})
+        self._controller = Controller(self._config, backend, SystemClock(), self._view, metrics)
         identity = self._config.peers.identity(Role.CONTROLLER)
         self._server = private_server(identity)
         control_pb2_grpc.add_DirectoryServiceServicer_to_server(Directory(self._view), self._server)  # type: ignore[no-untyped-call]
         control = Control(self._view, self.stop, self._controller.orders.drain)
         control_pb2_grpc.add_ControlServiceServicer_to_server(control, self._server)  # type: ignore[no-untyped-call]
         address = private_listen(self._server, self._config.controller.listen, "controller.listen", identity)
+        if self._config.discovery.kubernetes is not None:
+            self._discovery = self._discover(self._config.discovery.kubernetes, self._controller)
         await self._controller.adopt()
         await self._server.start()
         self._loop_task = asyncio.create_task(self._controller.run())
@@ -70,12 +76,27 @@ class ControllerActor:
 
     async def stop(self) -> None:
         """End every replica. The process and its server stay, so that the caller gets its answer."""
-        if self._loop_task is not None:
-            self._loop_task.cancel()
-            self._loop_task = None
+        for task in (self._loop_task, self._discovery):
+            if task is not None:
+                task.cancel()
+        self._loop_task = None
         if self._controller is not None:
             await asyncio.to_thread(self._exports.close)
             await self._controller.shut_down()
+
+    def _discover(self, config: KubernetesDiscovery, controller: Controller) -> asyncio.Task[None]:
+        """Follow pods and nodes. Whoever does not ask for it needs no client library."""
+        from cluster.discovery.account import Account
+        from cluster.discovery.kubernetes import follow_machines
+
+        def order(host: str, leave: bool) -> None:
+            if leave:
+                controller.orders.leave(host, config.drain_seconds)
+            else:
+                controller.orders.use_again(host)
+
+        self._machines = Machines(config, order)
+        return asyncio.create_task(follow_machines(Account.of_this_pod(), SystemClock(), self._machines.take))
 
     def _targets(self) -> list[dict[str, Any]]:
         """Every port of the region that Prometheus can scrape. The status is replaced as a whole, so any thread may

@@ -60,6 +60,17 @@ class Orders:
         else:
             await self._drain_router(target.name)
 
+    def leave(self, node: str, grace_seconds: float) -> None:
+        """Place nothing more on a node, and build its replicas again elsewhere. Waits for nothing."""
+        self._drains.nodes.add(node)
+        for status in self._view.status.replicas:
+            if any(rank.node == node for rank in status.ranks):
+                self._drains.replicas[ReplicaId(status.replica_id)] = Drain(grace_seconds, restart=True)
+
+    def use_again(self, node: str) -> None:
+        """Take `leave` back."""
+        self._drains.nodes.discard(node)
+
     async def _drain_replica(self, replica_id: ReplicaId, drain: Drain, *, undo: bool) -> None:
         before = self._records().get(replica_id)
         if before is None:

@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -54,7 +55,9 @@ class _Processes:
 class RayBackend:
     """`cluster.control.backend.Backend` over the Ray cluster that this process is part of."""
 
-    def __init__(self, config: RayConfig) -> None:
+    def __init__(self, config: RayConfig, labels: Callable[[str], Mapping[str, str]] = lambda host: {}) -> None:
+        """`labels`: what else is known of the node at an address; Ray's own labels are believed over it."""
+        self._labels = labels
         self._namespace = config.namespace
         self._local = config.address == "local"
         self._processes: dict[tuple[ReplicaId, Epoch], _Processes] = {}
@@ -63,7 +66,8 @@ class RayBackend:
         nodes, free = await asyncio.gather(
             asyncio.to_thread(ray.nodes), asyncio.to_thread(ray.state.available_resources_per_node)
         )
-        return nodes_from_ray(nodes, free, local=self._local)
+        found = nodes_from_ray(nodes, free, local=self._local)
+        return [replace(node, labels={**self._labels(node.host), **node.labels}) for node in found]
 
     async def running(self) -> list[RunningReplica]:
         names = await asyncio.to_thread(ray.util.list_named_actors)

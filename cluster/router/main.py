@@ -20,7 +20,7 @@ from argosy.internal.v1 import control_pb2
 from argosy.v1 import admin_pb2, admin_pb2_grpc, inference_pb2_grpc, models_pb2_grpc, usage_pb2, usage_pb2_grpc
 from cluster import rpc
 from cluster.clock import Clock, SystemClock
-from cluster.config import ArgosyConfig, TlsConfig
+from cluster.config import ArgosyConfig, KubernetesDiscovery, TlsConfig
 from cluster.identity.administration import Administration
 from cluster.identity.authenticator import Authenticator
 from cluster.identity.interceptor import IdentityInterceptor
@@ -36,6 +36,7 @@ from cluster.router.catalogue import Catalogue
 from cluster.router.directory import watch_region
 from cluster.router.dispatch import dial_grpc
 from cluster.router.fleet import Fleet, ModelTraffic
+from cluster.router.found import FollowedRegions
 from cluster.router.gauges import keep_gauges
 from cluster.router.health import INFERENCE, MODELS, keep_health
 from cluster.router.metering import Ledger, MemoryLedger
@@ -156,8 +157,14 @@ async def serve(
             address = rpc.listen(server, config.router.listen, "router.listen", credentials)
             await server.start()
             on_directory = functools.partial(_on_directory, fleet, config.region, stop)
-            watches = (watch_region(region, router_id, identity, clock, on_directory) for region in regions)
-            tasks.extend(map(asyncio.create_task, watches))
+            check = functools.partial(identity.check_exposure, key="discovery.kubernetes")
+            follow = functools.partial(
+                watch_region, router_id=router_id, identity=identity, clock=clock, on_directory=on_directory
+            )
+            followed = FollowedRegions(regions, check, follow)
+            tasks.append(asyncio.create_task(followed.run()))
+            if config.discovery.kubernetes is not None:
+                tasks.append(asyncio.create_task(_discover(config.discovery.kubernetes, clock, followed)))
             tasks.append(asyncio.create_task(tokens.keep_fresh()))
             if books is not None and (quota_listen := config.router.quota_listen) is not None:
                 await exports.enter_async_context(giving(books, config.region, quota_listen, identity))
@@ -182,6 +189,14 @@ async def serve(
             await fleet.close()
             await server.stop(None)
             await asyncio.to_thread(tracer.close)
+
+
+async def _discover(config: KubernetesDiscovery, clock: Clock, followed: FollowedRegions) -> None:
+    """Follow the controllers that the Kubernetes API knows. Whoever does not ask for it needs no client library."""
+    from cluster.discovery.account import Account
+    from cluster.discovery.kubernetes import follow_controllers
+
+    await follow_controllers(Account.of_this_pod(), config.namespaces, clock, followed.found)
 
 
 def _tls(config: TlsConfig) -> grpc.ServerCredentials:
