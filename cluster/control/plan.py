@@ -177,19 +177,7 @@ def plan_replica(wanted: WantedReplica, free: Sequence[Node], num_ranks: int) ->
     device, placement = _place(wanted, free)
     if placement.speeds:
         shards = _cut(wanted, placement.speeds)
-    if device == "cuda" and not section.engine.allow_untested_gpu:
-        raise ConfigurationError(
-            f"model {section.name}: parts of the GPU path never ran on a GPU (docs/gpu-status.md); "
-            "set engine.allow_untested_gpu: true to try it, or device: cpu"
-        )
-    dtype: Dtype = section.dtype if section.dtype != "auto" else ("bfloat16" if device == "cuda" else "float32")
-    if device == "cpu" and dtype != "float32":
-        raise ConfigurationError(f"model {section.name}: dtype {dtype} is not served on cpu; use float32 or auto")
-    if section.quantization != "none" and shape.quantisation is not None:
-        raise ConfigurationError(
-            f"model {section.name}: quantization {section.quantization}: the checkpoint is already quantised "
-            f"({shape.quantisation.method}); use none"
-        )
+    dtype = _dtype(section, shape, device)
     width = BYTES_PER_ELEMENT[dtype]
     block_bytes = [kv_block_bytes(shape, shard, section.engine.block_size, width) for shard in shards]
     num_blocks = int(section.engine.kv_cache) // max(block_bytes)
@@ -221,6 +209,25 @@ def plan_replica(wanted: WantedReplica, free: Sequence[Node], num_ranks: int) ->
     )
     check_room(f"model {section.name}", plan.ranks)
     return plan
+
+
+def _dtype(section: ModelSection, shape: ModelConfig, device: Device) -> Dtype:
+    """The arithmetic type; refuses combinations of type, device and quantisation that are not served."""
+    where = f"model {section.name}"
+    if device == "cuda" and not section.engine.allow_untested_gpu:
+        raise ConfigurationError(
+            f"{where}: parts of the GPU path never ran on a GPU (docs/gpu-status.md); "
+            "set engine.allow_untested_gpu: true to try it, or device: cpu"
+        )
+    dtype: Dtype = section.dtype if section.dtype != "auto" else ("bfloat16" if device == "cuda" else "float32")
+    if device == "cpu" and dtype != "float32":
+        raise ConfigurationError(f"{where}: dtype {dtype} is not served on cpu; use float32 or auto")
+    if section.quantization != "none" and shape.quantisation is not None:
+        raise ConfigurationError(
+            f"{where}: quantization {section.quantization}: the checkpoint is already quantised "
+            f"({shape.quantisation.method}); use none"
+        )
+    return dtype
 
 
 def _cut(wanted: WantedReplica, speeds: tuple[float, ...] = ()) -> tuple[RankShard, ...]:
