@@ -30,7 +30,7 @@ from cluster.logs import about
 from cluster.protocol import REPLICA_PROTOCOL_VERSION
 from cluster.replica.connection import Connection
 from cluster.replica.constraints import Constraints
-from cluster.replica.live import Live, rivals
+from cluster.replica.live import Live, SampledRow, keep_logprobs, rivals, sampled_rows, share_out
 from cluster.replica.observer import Observer, Unobserved
 from cluster.replica.plan import Refused, Request, RequestKey, SequenceEvent, StepPlan
 from cluster.replica.prefix_log import PrefixLog
@@ -39,13 +39,11 @@ from cluster.replica.step_costs import StepCostFit
 from cluster.replica.step_message import step_input
 from cluster.replica.step_times import StepTimes
 from cluster.replica.traces import RequestTraces
+from cluster.replica.trials import Trials
 from cluster.replica.validate import Limits, read_spec
 from cluster.telemetry.tracing import NO_SPAN, Span
 
 logger = logging.getLogger(__name__)
-
-SampledRow = tuple[RequestKey, int, int]
-"""Request, choice, index of the token in the choice."""
 
 
 class Ranks(Protocol):
@@ -102,6 +100,9 @@ class Engine:
         self._connections: dict[int, Connection] = {}
         self._connection_ids = itertools.count(1)
         self._live: dict[RequestKey, Live] = {}
+        self._trials = Trials()
+        self._held: dict[RequestKey, Request] = {}
+        """Requests that may not begin yet."""
         self._opening: set[asyncio.Task[None]] = set()
         self._flights: deque[_Flight] = deque()
         self._times = StepTimes()
@@ -156,10 +157,6 @@ class Engine:
                 live.end(replica_pb2.END_REASON_SUPERSEDED, "")
                 return
             request = read_spec(spec, key, self._limits, now)
-            if request.needs_permits:
-                self._open_later(live, request)
-            else:
-                self._scheduler.submit(request, now)
         except Refused as refusal:
             live.end(replica_pb2.END_REASON_REFUSED, str(refusal))
             return
@@ -168,7 +165,26 @@ class Engine:
             live.end(replica_pb2.END_REASON_ERROR, type(error).__name__)
             return
         self._live[key] = live
+        self._held[key] = request
         self._idle.clear()
+        self._begin(self._trials.enter(key, is_suspect=spec.suspect))
+
+    def _begin(self, keys: Collection[RequestKey]) -> None:
+        """Queue requests whose turn to begin has come."""
+        for key in keys:
+            live, request = self._live[key], self._held.pop(key)
+            if request.needs_permits:
+                self._open_later(live, request)
+                continue
+            try:
+                self._scheduler.submit(request, self._clock.monotonic())
+            except Refused as refusal:
+                live.end(replica_pb2.END_REASON_REFUSED, str(refusal))
+                self._forget(key)
+            except Exception as error:  # no request may end the engine
+                logger.exception("request %s could not be queued", live.spec.request_id)
+                live.end(replica_pb2.END_REASON_ERROR, type(error).__name__)
+                self._forget(key)
         self._awake.set()
 
     def _supersede(self, spec: replica_pb2.GenerationSpec) -> bool:
@@ -327,18 +343,9 @@ class Engine:
                 live.span.event("first step")
         specs = {slot.key: self._live[slot.key].spec for slot in plan.opened}
         message = step_input(plan, self._epoch, specs, self._constraints.masks(plan.rows))
-        flight = _Flight(plan, self._times.predict(plan.num_prefill_tokens), self._reporting(plan))
+        flight = _Flight(plan, self._times.predict(plan.num_prefill_tokens), sampled_rows(self._live, plan))
         self._flights.append(flight)
         self._ranks.send_step(plan.step, message, self.predicted_step_seconds)
-
-    def _reporting(self, plan: StepPlan) -> tuple[SampledRow, ...]:
-        rows = []
-        for row in plan.rows:
-            live = self._live.get(row.key)
-            if row.samples and live and live.spec.HasField("top_logprobs"):
-                index = row.start_position + row.num_tokens - len(live.spec.prompt_token_ids)
-                rows.append((row.key, row.choice, index))
-        return tuple(rows)
 
     def _complete(self, output: step_pb2.StepOutput) -> None:
         if not self._flights or self._flights[0].plan.step != output.step:
@@ -350,8 +357,9 @@ class Engine:
         now = self._clock.monotonic()
         self._observer.step_done(now, flight.plan, output.seconds, in_flight=len(self._flights))
         self._traces.step(flight.plan, output.seconds, self._span_of)
-        self._share_out(flight.plan, output)
-        self._keep_logprobs(flight, output)
+        # Stages are balanced, so each is taken for the last.
+        share_out(self._live, flight.plan, output.compute_seconds * self._num_ranks)
+        keep_logprobs(self._live, flight.reporting, output.logprobs)
         slots = np.frombuffer(output.slots, "<i4").tolist()
         tokens = np.frombuffer(output.token_ids, "<i4").tolist()
         sampled = list(zip(slots, tokens, strict=True))
@@ -363,26 +371,16 @@ class Engine:
         live = self._live.get(key)
         return live.span if live else NO_SPAN
 
-    def _share_out(self, plan: StepPlan, output: step_pb2.StepOutput) -> None:
-        """Charge a step's device time to its requests by tokens; stages are balanced, so each is taken for the last."""
-        tokens = plan.num_prefill_tokens + plan.num_decode_tokens
-        share = output.compute_seconds * self._num_ranks / max(tokens, 1)
-        for row in plan.rows:
-            if live := self._live.get(row.key):
-                live.device_seconds += share * row.num_tokens
-
-    def _keep_logprobs(self, flight: _Flight, output: step_pb2.StepOutput) -> None:
-        for (key, choice, index), entry in zip(flight.reporting, output.logprobs, strict=True):
-            if live := self._live.get(key):
-                live.logprobs[choice, index] = entry
-
     # Deltas
 
     def _deliver(self, event: SequenceEvent) -> None:
         live = self._live.get(event.key)
         if live is None:
             return
+        is_first = not live.has_begun
         live.tell(event)
+        if is_first:
+            self._begin(self._trials.begun(event.key))
         self.delivered_tokens += len(event.token_ids)
         if not event.end:
             self._constraints.advance(event.key, event.choice, event.token_ids[-1])
@@ -395,6 +393,8 @@ class Engine:
         for key, live in self._live.items():
             live.end(replica_pb2.END_REASON_ERROR, detail, suspect=key in suspects)
         self._live.clear()
+        self._held.clear()
+        self._trials = Trials()
         self._idle.set()
 
     def _drop(self, key: RequestKey) -> None:
@@ -410,5 +410,7 @@ class Engine:
             logger.info("over", extra=live.about)
         for choice in live.open_choices if live else ():
             self._constraints.forget(key, choice)
+        self._held.pop(key, None)
         if not self._live:
             self._idle.set()
+        self._begin(self._trials.begun(key))

@@ -4,12 +4,12 @@ scheduler, no ranks."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from argosy.internal.v1 import replica_pb2
 from cluster.replica.connection import Connection
-from cluster.replica.plan import EndReason, RequestKey, SequenceEvent
+from cluster.replica.plan import EndReason, RequestKey, SequenceEvent, StepPlan
 from cluster.telemetry.tracing import NO_SPAN, Span
 
 _ENDS: dict[EndReason | None, replica_pb2.EndReason] = {
@@ -22,6 +22,8 @@ _ENDS: dict[EndReason | None, replica_pb2.EndReason] = {
 logger = logging.getLogger(__name__)
 
 Logprobs = replica_pb2.TokenLogprobsData
+SampledRow = tuple[RequestKey, int, int]
+"""Request, choice, index of the token in the choice."""
 
 
 @dataclass(slots=True)
@@ -75,6 +77,32 @@ class Live:
                 stream_id=self.stream_id, choice=choice, end=end, detail=detail, suspect=suspect
             )
             self.connection.add(delta)
+
+
+def sampled_rows(live: Mapping[RequestKey, Live], plan: StepPlan) -> tuple[SampledRow, ...]:
+    """Rows of a step that asked for log probabilities, in row order."""
+    rows = []
+    for row in plan.rows:
+        entry = live.get(row.key)
+        if row.samples and entry and entry.spec.HasField("top_logprobs"):
+            index = row.start_position + row.num_tokens - len(entry.spec.prompt_token_ids)
+            rows.append((row.key, row.choice, index))
+    return tuple(rows)
+
+
+def keep_logprobs(live: Mapping[RequestKey, Live], rows: Iterable[SampledRow], logprobs: Iterable[Logprobs]) -> None:
+    """Keep a step's log probabilities until their tokens are delivered."""
+    for (key, choice, index), told in zip(rows, logprobs, strict=True):
+        if entry := live.get(key):
+            entry.logprobs[choice, index] = told
+
+
+def share_out(live: Mapping[RequestKey, Live], plan: StepPlan, device_seconds: float) -> None:
+    """Charge a step's device time to its requests by their tokens."""
+    share = device_seconds / max(plan.num_prefill_tokens + plan.num_decode_tokens, 1)
+    for row in plan.rows:
+        if entry := live.get(row.key):
+            entry.device_seconds += share * row.num_tokens
 
 
 def rivals(live: Mapping[RequestKey, Live], spec: replica_pb2.GenerationSpec) -> tuple[list[RequestKey], bool]:

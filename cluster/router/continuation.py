@@ -190,7 +190,6 @@ class LiveStream:
                 if self._lost_at is not None:
                     self.gaps.append(self._clock.monotonic() - self._lost_at)
                     self._lost_at = None
-                self._fleet.end_trial(self._model, self)
                 self._linger_next = self._linger
                 return news
 
@@ -206,7 +205,6 @@ class LiveStream:
 
     def close(self) -> None:
         """Nothing more is wanted."""
-        self._fleet.end_trial(self._model, self)
         if self._attempt is not None:
             self._attempt.close(tell=not (self.is_over and self._ended_at_replica))
             self._attempt = None
@@ -266,7 +264,6 @@ class LiveStream:
         self._attempt = None
         self._attempt_span.end(why)
         self._fruitless += 1
-        self._fleet.end_trial(self._model, self)
 
     async def _begin(self) -> Attempt:
         """Send the request, with what was emitted, to the best replica; waits while there is none.
@@ -290,7 +287,7 @@ class LiveStream:
             choice = self._fleet.choose(
                 self._model, tokens, self._spec.max_tokens, self._blocks, self._failed_at, self._regions
             )
-            if choice is not None and (not self._suspicions or self._fleet.begin_trial(self._model, self)):
+            if choice is not None:
                 break
             if self._clock.monotonic() >= give_up:
                 raise ServiceError(Reason.REPLICA_LOST if has_begun else Reason.NO_REPLICA, retry_after=1.0)
@@ -319,5 +316,6 @@ class LiveStream:
             spec.choices.add(index=choice, emitted_token_ids=emitted)
         spec.time_left.CopyFrom(duration_of(self._deadline - self._clock.monotonic()))
         spec.initial_credit = WINDOW_TOKENS
+        spec.suspect = self._suspicions > 0
         spec.traceparent = self._attempt_span.traceparent
         return spec

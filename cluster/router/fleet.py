@@ -50,8 +50,6 @@ class ModelTraffic:
     regions: frozenset[RegionId] = frozenset()
     """Whose replicas may serve it; empty: all."""
     answer_tokens: float = FIRST_ANSWER_TOKENS
-    on_trial: object | None = None
-    """The suspect that runs now."""
     replicas: dict[ReplicaKey, Replica] = field(default_factory=dict)
     prefixes: PrefixIndex = field(default_factory=PrefixIndex)
 
@@ -128,21 +126,6 @@ class Fleet:
         expected = min(model.answer_tokens, max_tokens)
         index = choose_replica(prompt_tokens, expected, candidates, cached, self._rng)
         return None if index is None else Choice(replicas[index], cached[index])
-
-    def begin_trial(self, name: ModelName, suspect: object) -> bool:
-        """Let a request run that may be what kills replicas; False while another one does.
-
-        One after the other, so that whoever is there when the next replica dies is the one.
-        """
-        model = self._models[name]
-        if model.on_trial is None:
-            model.on_trial = suspect
-        return model.on_trial is suspect
-
-    def end_trial(self, name: ModelName, suspect: object) -> None:
-        """It is cleared, refused or gone; others are ignored."""
-        if self._models[name].on_trial is suspect:
-            self._models[name].on_trial = None
 
     def observe_answer(self, name: ModelName, tokens: int) -> None:
         """An answer has ended: answers to come are expected to be like it."""

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n argosy/internal/v1/replica.proto\x12\x12\x61rgosy.internal.v1\x1a\x1egoogle/protobuf/duration.proto\"\xfd\x01\n\x0e\x43onnectRequest\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.argosy.internal.v1.HelloH\x00\x12,\n\x06submit\x18\x02 \x01(\x0b\x32\x1a.argosy.internal.v1.SubmitH\x00\x12,\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1a.argosy.internal.v1.CancelH\x00\x12,\n\x06\x63redit\x18\x04 \x01(\x0b\x32\x1a.argosy.internal.v1.CreditH\x00\x12*\n\x05probe\x18\x05 \x01(\x0b\x32\x19.argosy.internal.v1.ProbeH\x00\x42\t\n\x07message\"h\n\x05Hello\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x16\n\x0e\x65xpected_epoch\x18\x02 \x01(\x04\x12\x18\n\x10protocol_version\x18\x03 \x01(\r\x12\x1a\n\x12wants_block_events\x18\x04 \x01(\x08\"M\n\x06Submit\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x30\n\x04spec\x18\x02 \x01(\x0b\x32\".argosy.internal.v1.GenerationSpec\"\x1b\n\x06\x43\x61ncel\x12\x11\n\tstream_id\x18\x01 \x01(\x04\"+\n\x06\x43redit\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x0e\n\x06tokens\x18\x02 \x01(\r\"\x17\n\x05Probe\x12\x0e\n\x06number\x18\x01 \x01(\x04\"\xd9\x03\n\x0eGenerationSpec\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\x30\n\x07\x63hoices\x18\x03 \x03(\x0b\x32\x1f.argosy.internal.v1.ChoiceState\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\x32\n\x08sampling\x18\x05 \x01(\x0b\x32 .argosy.internal.v1.SamplingSpec\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\r\x12\x12\n\nmin_tokens\x18\x07 \x01(\r\x12,\n\ttime_left\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08priority\x18\t \x01(\r\x12\x14\n\x0c\x63\x61\x63he_domain\x18\n \x01(\x0c\x12\x19\n\x0ctop_logprobs\x18\x0b \x01(\rH\x00\x88\x01\x01\x12\x16\n\x0einitial_credit\x18\x0c \x01(\r\x12\x30\n\x07grammar\x18\r \x01(\x0b\x32\x1f.argosy.internal.v1.GrammarSpec\x12\x12\n\ngeneration\x18\x0e \x01(\r\x12\x13\n\x0btraceparent\x18\x10 \x01(\tB\x0f\n\r_top_logprobs\"7\n\x0b\x43hoiceState\x12\r\n\x05index\x18\x01 \x01(\r\x12\x19\n\x11\x65mitted_token_ids\x18\x02 \x03(\r\"\xa6\x02\n\x0cSamplingSpec\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x1a\n\x12repetition_penalty\x18\x06 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x07 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x08 \x01(\x02\x12\x43\n\nlogit_bias\x18\t \x03(\x0b\x32/.argosy.internal.v1.SamplingSpec.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"P\n\x0bGrammarSpec\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x0e\n\x04lark\x18\x03 \x01(\tH\x00\x42\t\n\x07grammar\"~\n\x0f\x43onnectResponse\x12.\n\x07welcome\x18\x01 \x01(\x0b\x32\x1b.argosy.internal.v1.WelcomeH\x00\x12\x30\n\x06report\x18\x02 \x01(\x0b\x32\x1e.argosy.internal.v1.StepReportH\x00\x42\t\n\x07message\"\xad\x01\n\x07Welcome\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05model\x18\x03 \x01(\t\x12\x12\n\nblock_size\x18\x04 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\x12,\n\theartbeat\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0e\x61nswers_probes\x18\x07 \x01(\x08\"\x99\x02\n\nStepReport\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12.\n\x06\x64\x65ltas\x18\x02 \x03(\x0b\x32\x1e.argosy.internal.v1.TokenDelta\x12&\n\x04load\x18\x03 \x01(\x0b\x32\x18.argosy.internal.v1.Load\x12#\n\x16predicted_step_seconds\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\x1b\n\x0e\x61nswered_probe\x18\x05 \x01(\x04H\x01\x88\x01\x01\x12\x35\n\x0c\x62lock_events\x18\x06 \x01(\x0b\x32\x1f.argosy.internal.v1.BlockEventsB\x19\n\x17_predicted_step_secondsB\x11\n\x0f_answered_probe\"@\n\x0b\x42lockEvents\x12\x10\n\x08\x63omplete\x18\x01 \x01(\x08\x12\x0e\n\x06stored\x18\x02 \x03(\x06\x12\x0f\n\x07\x65victed\x18\x03 \x03(\x06\"\x93\x02\n\nTokenDelta\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x0e\n\x06\x63hoice\x18\x02 \x01(\r\x12\x13\n\x0b\x66irst_index\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12*\n\x03\x65nd\x18\x05 \x01(\x0e\x32\x1d.argosy.internal.v1.EndReason\x12\x37\n\x08logprobs\x18\x06 \x03(\x0b\x32%.argosy.internal.v1.TokenLogprobsData\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x07 \x01(\r\x12\x0e\n\x06\x64\x65tail\x18\x08 \x01(\t\x12\x0f\n\x07suspect\x18\t \x01(\x08\x12\x16\n\x0e\x64\x65vice_seconds\x18\x0c \x01(\x01\"Q\n\x11TokenLogprobsData\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12\x15\n\rtop_token_ids\x18\x02 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x03 \x03(\x02\"\xcd\x01\n\x04Load\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x1e\n\x16pending_prefill_tokens\x18\x03 \x01(\x04\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\x04\x12\x13\n\x0bused_blocks\x18\x05 \x01(\r\x12\x14\n\x0ctotal_blocks\x18\x06 \x01(\r\x12\x15\n\rprefill_share\x18\x07 \x01(\x02\x12\x15\n\rmissed_tokens\x18\x08 \x01(\x04\x12\x12\n\nhit_tokens\x18\t \x01(\x04*\xb5\x01\n\tEndReason\x12\x1a\n\x16\x45ND_REASON_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x45ND_REASON_STOP\x10\x01\x12\x15\n\x11\x45ND_REASON_LENGTH\x10\x02\x12\x17\n\x13\x45ND_REASON_DEADLINE\x10\x03\x12\x16\n\x12\x45ND_REASON_REFUSED\x10\x04\x12\x14\n\x10\x45ND_REASON_ERROR\x10\x05\x12\x19\n\x15\x45ND_REASON_SUPERSEDED\x10\x06\x32h\n\x0eReplicaService\x12V\n\x07\x43onnect\x12\".argosy.internal.v1.ConnectRequest\x1a#.argosy.internal.v1.ConnectResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n argosy/internal/v1/replica.proto\x12\x12\x61rgosy.internal.v1\x1a\x1egoogle/protobuf/duration.proto\"\xfd\x01\n\x0e\x43onnectRequest\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.argosy.internal.v1.HelloH\x00\x12,\n\x06submit\x18\x02 \x01(\x0b\x32\x1a.argosy.internal.v1.SubmitH\x00\x12,\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x1a.argosy.internal.v1.CancelH\x00\x12,\n\x06\x63redit\x18\x04 \x01(\x0b\x32\x1a.argosy.internal.v1.CreditH\x00\x12*\n\x05probe\x18\x05 \x01(\x0b\x32\x19.argosy.internal.v1.ProbeH\x00\x42\t\n\x07message\"h\n\x05Hello\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x16\n\x0e\x65xpected_epoch\x18\x02 \x01(\x04\x12\x18\n\x10protocol_version\x18\x03 \x01(\r\x12\x1a\n\x12wants_block_events\x18\x04 \x01(\x08\"M\n\x06Submit\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x30\n\x04spec\x18\x02 \x01(\x0b\x32\".argosy.internal.v1.GenerationSpec\"\x1b\n\x06\x43\x61ncel\x12\x11\n\tstream_id\x18\x01 \x01(\x04\"+\n\x06\x43redit\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x0e\n\x06tokens\x18\x02 \x01(\r\"\x17\n\x05Probe\x12\x0e\n\x06number\x18\x01 \x01(\x04\"\xea\x03\n\x0eGenerationSpec\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\x30\n\x07\x63hoices\x18\x03 \x03(\x0b\x32\x1f.argosy.internal.v1.ChoiceState\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\x32\n\x08sampling\x18\x05 \x01(\x0b\x32 .argosy.internal.v1.SamplingSpec\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\r\x12\x12\n\nmin_tokens\x18\x07 \x01(\r\x12,\n\ttime_left\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08priority\x18\t \x01(\r\x12\x14\n\x0c\x63\x61\x63he_domain\x18\n \x01(\x0c\x12\x19\n\x0ctop_logprobs\x18\x0b \x01(\rH\x00\x88\x01\x01\x12\x16\n\x0einitial_credit\x18\x0c \x01(\r\x12\x30\n\x07grammar\x18\r \x01(\x0b\x32\x1f.argosy.internal.v1.GrammarSpec\x12\x12\n\ngeneration\x18\x0e \x01(\r\x12\x0f\n\x07suspect\x18\x0f \x01(\x08\x12\x13\n\x0btraceparent\x18\x10 \x01(\tB\x0f\n\r_top_logprobs\"7\n\x0b\x43hoiceState\x12\r\n\x05index\x18\x01 \x01(\r\x12\x19\n\x11\x65mitted_token_ids\x18\x02 \x03(\r\"\xa6\x02\n\x0cSamplingSpec\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x0c\n\x04seed\x18\x05 \x01(\x04\x12\x1a\n\x12repetition_penalty\x18\x06 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x07 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x08 \x01(\x02\x12\x43\n\nlogit_bias\x18\t \x03(\x0b\x32/.argosy.internal.v1.SamplingSpec.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"P\n\x0bGrammarSpec\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x0e\n\x04lark\x18\x03 \x01(\tH\x00\x42\t\n\x07grammar\"~\n\x0f\x43onnectResponse\x12.\n\x07welcome\x18\x01 \x01(\x0b\x32\x1b.argosy.internal.v1.WelcomeH\x00\x12\x30\n\x06report\x18\x02 \x01(\x0b\x32\x1e.argosy.internal.v1.StepReportH\x00\x42\t\n\x07message\"\xad\x01\n\x07Welcome\x12\x12\n\nreplica_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\r\n\x05model\x18\x03 \x01(\t\x12\x12\n\nblock_size\x18\x04 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\x12,\n\theartbeat\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0e\x61nswers_probes\x18\x07 \x01(\x08\"\x99\x02\n\nStepReport\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12.\n\x06\x64\x65ltas\x18\x02 \x03(\x0b\x32\x1e.argosy.internal.v1.TokenDelta\x12&\n\x04load\x18\x03 \x01(\x0b\x32\x18.argosy.internal.v1.Load\x12#\n\x16predicted_step_seconds\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12\x1b\n\x0e\x61nswered_probe\x18\x05 \x01(\x04H\x01\x88\x01\x01\x12\x35\n\x0c\x62lock_events\x18\x06 \x01(\x0b\x32\x1f.argosy.internal.v1.BlockEventsB\x19\n\x17_predicted_step_secondsB\x11\n\x0f_answered_probe\"@\n\x0b\x42lockEvents\x12\x10\n\x08\x63omplete\x18\x01 \x01(\x08\x12\x0e\n\x06stored\x18\x02 \x03(\x06\x12\x0f\n\x07\x65victed\x18\x03 \x03(\x06\"\x93\x02\n\nTokenDelta\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12\x0e\n\x06\x63hoice\x18\x02 \x01(\r\x12\x13\n\x0b\x66irst_index\x18\x03 \x01(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12*\n\x03\x65nd\x18\x05 \x01(\x0e\x32\x1d.argosy.internal.v1.EndReason\x12\x37\n\x08logprobs\x18\x06 \x03(\x0b\x32%.argosy.internal.v1.TokenLogprobsData\x12\x1c\n\x14\x63\x61\x63hed_prompt_tokens\x18\x07 \x01(\r\x12\x0e\n\x06\x64\x65tail\x18\x08 \x01(\t\x12\x0f\n\x07suspect\x18\t \x01(\x08\x12\x16\n\x0e\x64\x65vice_seconds\x18\x0c \x01(\x01\"Q\n\x11TokenLogprobsData\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12\x15\n\rtop_token_ids\x18\x02 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x03 \x03(\x02\"\xcd\x01\n\x04Load\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x1e\n\x16pending_prefill_tokens\x18\x03 \x01(\x04\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\x04\x12\x13\n\x0bused_blocks\x18\x05 \x01(\r\x12\x14\n\x0ctotal_blocks\x18\x06 \x01(\r\x12\x15\n\rprefill_share\x18\x07 \x01(\x02\x12\x15\n\rmissed_tokens\x18\x08 \x01(\x04\x12\x12\n\nhit_tokens\x18\t \x01(\x04*\xb5\x01\n\tEndReason\x12\x1a\n\x16\x45ND_REASON_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x45ND_REASON_STOP\x10\x01\x12\x15\n\x11\x45ND_REASON_LENGTH\x10\x02\x12\x17\n\x13\x45ND_REASON_DEADLINE\x10\x03\x12\x16\n\x12\x45ND_REASON_REFUSED\x10\x04\x12\x14\n\x10\x45ND_REASON_ERROR\x10\x05\x12\x19\n\x15\x45ND_REASON_SUPERSEDED\x10\x06\x32h\n\x0eReplicaService\x12V\n\x07\x43onnect\x12\".argosy.internal.v1.ConnectRequest\x1a#.argosy.internal.v1.ConnectResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGSPEC_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGSPEC_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_ENDREASON']._serialized_start=2764
-  _globals['_ENDREASON']._serialized_end=2945
+  _globals['_ENDREASON']._serialized_start=2781
+  _globals['_ENDREASON']._serialized_end=2962
   _globals['_CONNECTREQUEST']._serialized_start=89
   _globals['_CONNECTREQUEST']._serialized_end=342
   _globals['_HELLO']._serialized_start=344
@@ -49,29 +49,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROBE']._serialized_start=603
   _globals['_PROBE']._serialized_end=626
   _globals['_GENERATIONSPEC']._serialized_start=629
-  _globals['_GENERATIONSPEC']._serialized_end=1102
-  _globals['_CHOICESTATE']._serialized_start=1104
-  _globals['_CHOICESTATE']._serialized_end=1159
-  _globals['_SAMPLINGSPEC']._serialized_start=1162
-  _globals['_SAMPLINGSPEC']._serialized_end=1456
-  _globals['_SAMPLINGSPEC_LOGITBIASENTRY']._serialized_start=1408
-  _globals['_SAMPLINGSPEC_LOGITBIASENTRY']._serialized_end=1456
-  _globals['_GRAMMARSPEC']._serialized_start=1458
-  _globals['_GRAMMARSPEC']._serialized_end=1538
-  _globals['_CONNECTRESPONSE']._serialized_start=1540
-  _globals['_CONNECTRESPONSE']._serialized_end=1666
-  _globals['_WELCOME']._serialized_start=1669
-  _globals['_WELCOME']._serialized_end=1842
-  _globals['_STEPREPORT']._serialized_start=1845
-  _globals['_STEPREPORT']._serialized_end=2126
-  _globals['_BLOCKEVENTS']._serialized_start=2128
-  _globals['_BLOCKEVENTS']._serialized_end=2192
-  _globals['_TOKENDELTA']._serialized_start=2195
-  _globals['_TOKENDELTA']._serialized_end=2470
-  _globals['_TOKENLOGPROBSDATA']._serialized_start=2472
-  _globals['_TOKENLOGPROBSDATA']._serialized_end=2553
-  _globals['_LOAD']._serialized_start=2556
-  _globals['_LOAD']._serialized_end=2761
-  _globals['_REPLICASERVICE']._serialized_start=2947
-  _globals['_REPLICASERVICE']._serialized_end=3051
+  _globals['_GENERATIONSPEC']._serialized_end=1119
+  _globals['_CHOICESTATE']._serialized_start=1121
+  _globals['_CHOICESTATE']._serialized_end=1176
+  _globals['_SAMPLINGSPEC']._serialized_start=1179
+  _globals['_SAMPLINGSPEC']._serialized_end=1473
+  _globals['_SAMPLINGSPEC_LOGITBIASENTRY']._serialized_start=1425
+  _globals['_SAMPLINGSPEC_LOGITBIASENTRY']._serialized_end=1473
+  _globals['_GRAMMARSPEC']._serialized_start=1475
+  _globals['_GRAMMARSPEC']._serialized_end=1555
+  _globals['_CONNECTRESPONSE']._serialized_start=1557
+  _globals['_CONNECTRESPONSE']._serialized_end=1683
+  _globals['_WELCOME']._serialized_start=1686
+  _globals['_WELCOME']._serialized_end=1859
+  _globals['_STEPREPORT']._serialized_start=1862
+  _globals['_STEPREPORT']._serialized_end=2143
+  _globals['_BLOCKEVENTS']._serialized_start=2145
+  _globals['_BLOCKEVENTS']._serialized_end=2209
+  _globals['_TOKENDELTA']._serialized_start=2212
+  _globals['_TOKENDELTA']._serialized_end=2487
+  _globals['_TOKENLOGPROBSDATA']._serialized_start=2489
+  _globals['_TOKENLOGPROBSDATA']._serialized_end=2570
+  _globals['_LOAD']._serialized_start=2573
+  _globals['_LOAD']._serialized_end=2778
+  _globals['_REPLICASERVICE']._serialized_start=2964
+  _globals['_REPLICASERVICE']._serialized_end=3068
 # @@protoc_insertion_point(module_scope)

@@ -82,7 +82,7 @@ class Probe(_message.Message):
     def __init__(self, number: _Optional[int] = ...) -> None: ...
 
 class GenerationSpec(_message.Message):
-    __slots__ = ("request_id", "prompt_token_ids", "choices", "max_tokens", "sampling", "stop_token_ids", "min_tokens", "time_left", "priority", "cache_domain", "top_logprobs", "initial_credit", "grammar", "generation", "traceparent")
+    __slots__ = ("request_id", "prompt_token_ids", "choices", "max_tokens", "sampling", "stop_token_ids", "min_tokens", "time_left", "priority", "cache_domain", "top_logprobs", "initial_credit", "grammar", "generation", "suspect", "traceparent")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     CHOICES_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +97,7 @@ class GenerationSpec(_message.Message):
     INITIAL_CREDIT_FIELD_NUMBER: _ClassVar[int]
     GRAMMAR_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
+    SUSPECT_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -112,8 +113,9 @@ class GenerationSpec(_message.Message):
     initial_credit: int
     grammar: GrammarSpec
     generation: int
+    suspect: bool
     traceparent: str
-    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., choices: _Optional[_Iterable[_Union[ChoiceState, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[SamplingSpec, _Mapping]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., min_tokens: _Optional[int] = ..., time_left: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., priority: _Optional[int] = ..., cache_domain: _Optional[bytes] = ..., top_logprobs: _Optional[int] = ..., initial_credit: _Optional[int] = ..., grammar: _Optional[_Union[GrammarSpec, _Mapping]] = ..., generation: _Optional[int] = ..., traceparent: _Optional[str] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., choices: _Optional[_Iterable[_Union[ChoiceState, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., sampling: _Optional[_Union[SamplingSpec, _Mapping]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., min_tokens: _Optional[int] = ..., time_left: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., priority: _Optional[int] = ..., cache_domain: _Optional[bytes] = ..., top_logprobs: _Optional[int] = ..., initial_credit: _Optional[int] = ..., grammar: _Optional[_Union[GrammarSpec, _Mapping]] = ..., generation: _Optional[int] = ..., suspect: _Optional[bool] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class ChoiceState(_message.Message):
     __slots__ = ("index", "emitted_token_ids")
