@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from typing import Any
 
 import grpc.aio
@@ -20,7 +21,7 @@ from cluster.logs import configure_logging
 from cluster.peers import Role
 from cluster.rpc import private_listen, private_server
 from cluster.telemetry.controller import ControllerMetrics
-from cluster.telemetry.exporter import exported
+from cluster.telemetry.exporter import exported, reachable
 
 logger = logging.getLogger(__name__)
 
@@ -102,9 +103,13 @@ class ControllerActor:
         """Every port of the region that Prometheus can scrape. The status is replaced as a whole, so any thread may
         read it."""
         status = self._view.status
-        found: list[dict[str, Any]] = [{"targets": [self._metrics], "labels": {"job": "argosy-controller"}}]
-        if self._config.metrics.router:
-            found.append({"targets": [self._config.metrics.router], "labels": {"job": "argosy-router"}})
+        host = socket.gethostbyname(socket.gethostname())
+        own = reachable(self._metrics, host)
+        found: list[dict[str, Any]] = [{"targets": [own], "labels": {"job": "argosy-controller"}}]
+        # Routers that listen on every address are on machines of their own, which this process does not know.
+        router = reachable(self._config.metrics.router, "")
+        if router and not router.startswith(":"):
+            found.append({"targets": [router], "labels": {"job": "argosy-router"}})
         found += [
             {"targets": [replica.metrics_address], "labels": {"job": "argosy-engine", "replica_id": replica.replica_id}}
             for replica in status.replicas
