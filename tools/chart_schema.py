@@ -37,8 +37,8 @@ def config_definitions() -> dict[str, Any]:
         for key in keys:
             del definitions[name]["properties"][key]
     used = _reachable(["ArgosyConfig", "RegionSection"], definitions)
-    # Values give their own defaults; a second list of them would only differ some day.
-    return {name: _without_defaults(definitions[name]) for name in sorted(used)}
+    # What a key means and what it is by default is said in one place, which is not this one.
+    return {name: _bare(definitions[name]) for name in sorted(used)}
 
 
 def _reachable(names: list[str], definitions: dict[str, Any]) -> set[str]:
@@ -52,12 +52,17 @@ def _reachable(names: list[str], definitions: dict[str, Any]) -> set[str]:
     return found
 
 
-def _without_defaults(node: Any) -> Any:
+def _bare(node: Any, *, of_properties: bool = False) -> Any:
+    """Without texts and defaults; keys of `properties` are names of settings, whatever they are called."""
     if isinstance(node, list):
-        return [_without_defaults(item) for item in node]
+        return [_bare(item) for item in node]
     if not isinstance(node, dict):
         return node
-    return {key: _without_defaults(value) for key, value in node.items() if key not in ("default", "title")}
+    return {
+        key: _bare(value, of_properties=key == "properties" and not of_properties)
+        for key, value in node.items()
+        if of_properties or key not in ("default", "description", "title")
+    }
 
 
 def main(arguments: list[str]) -> int:

@@ -11,6 +11,7 @@ import yaml
 
 from cluster.config import parse_config
 from cluster.control.topology import LINK_DOMAIN_LABEL, RACK_LABEL
+from cluster.discovery.objects import CONTROLLER_PORT, REGION_LABEL
 from cluster.telemetry.catalogue import LIVE_STREAMS
 from tests.support.helm import CI_FILES, Object, containers, named, of_kind, pod_templates, render
 
@@ -167,6 +168,41 @@ def test_a_change_of_models_restarts_routers_and_leaves_ray_alone() -> None:
     assert models[0] != before[0]
     assert models[1] == before[1]
     assert image[1] != before[1]
+
+
+def test_discovery_may_read_what_it_reads_and_no_more() -> None:
+    found = ci("observed")
+    rules = {
+        (role["kind"], role["metadata"]["name"]): [
+            (rule["apiGroups"], rule["resources"], rule["verbs"]) for rule in role["rules"]
+        ]
+        for role in [*of_kind(found, "Role"), *of_kind(found, "ClusterRole")]
+    }
+    look = ["list", "watch"]
+    assert rules == {
+        ("Role", "r-argosy-router"): [(["discovery.k8s.io"], ["endpointslices"], look)],
+        ("Role", "r-argosy-ray"): [([""], ["pods"], look)],
+        ("ClusterRole", "serving-r-argosy-nodes"): [([""], ["nodes"], look)],
+    }
+    bound = {
+        (binding["roleRef"]["kind"], binding["roleRef"]["name"], subject["name"])
+        for binding in [*of_kind(found, "RoleBinding"), *of_kind(found, "ClusterRoleBinding")]
+        for subject in binding["subjects"]
+    }
+    assert bound == {
+        ("Role", "r-argosy-router", "r-argosy-router"),
+        ("Role", "r-argosy-ray", "r-argosy-ray"),
+        ("ClusterRole", "serving-r-argosy-nodes", "r-argosy-ray"),
+    }
+    pool = named(found, "StatefulSet", "r-argosy-pool-cpu")["spec"]["template"]["spec"]
+    drain = pool["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pool["terminationGracePeriodSeconds"] >= drain + 30, "Ray drains its node after that"
+
+
+def test_a_controller_is_found_by_its_region() -> None:
+    service = named(ci("aws"), "Service", "r-argosy-controller")
+    assert service["metadata"]["labels"][REGION_LABEL] == "us-east"
+    assert [port["name"] for port in service["spec"]["ports"]] == [CONTROLLER_PORT]
 
 
 def test_routers_share_a_node_with_their_file_and_spread_without_one() -> None:

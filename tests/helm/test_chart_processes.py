@@ -128,7 +128,7 @@ def test_the_region_container_restarts_under_a_stream(world: World) -> None:
     """Its end leaves controller and replicas; its next start takes them over, at the epoch that they had."""
     with grpc.insecure_channel(world.address) as channel:
         before = epochs(world)
-        events = stream(world, channel, 250)
+        events = stream(world, channel, 150)
         first = [next(events) for _ in range(3)]
         world.region.process.send_signal(signal.SIGTERM)
         assert world.region.process.wait(60) == 0, world.region.text
@@ -136,7 +136,7 @@ def test_the_region_container_restarts_under_a_stream(world: World) -> None:
         world.region.wait_said(READY, 120)
         rest = list(events)
     assert first[-1].WhichOneof("event") == "delta"
-    assert rest[-1].finished.usage.completion_tokens == 250
+    assert rest[-1].finished.usage.completion_tokens == 150
     assert epochs(world) == before
 
 

@@ -10,12 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
 import pytest
 import yaml
+from jsonschema import ValidationError
 
 from cluster.config import parse_config
 from tests.support.helm import CHART, CI_FILES, ROOT, helm, named, of_kind, pod_templates, refused, render
+from tests.support.kubernetes_schemas import validator
 
 KUBERNETES = ("1.30", "1.34", "1.37")
 CUSTOM = {
@@ -37,7 +38,7 @@ def check(text: str) -> None:
         assert found["apiVersion"] == CUSTOM[found["kind"]]
         return
     for version in KUBERNETES:
-        kubernetes_validate.validate(found, version, strict=True)
+        validator(found["kind"], found["apiVersion"], version).validate(found)
 
 
 def name_of(files: tuple[Path, ...]) -> str:
@@ -77,6 +78,14 @@ def test_the_configmap_is_what_argosy_reads(files: tuple[Path, ...]) -> None:
     assert str(config.model_store) == "/models"
     assert [region.name for region in config.regions] == [region["name"] for region in given.get("regions", [])]
     assert config.serves_anonymous == (given["config"].get("identity", {}).get("mode") == "anonymous")
+
+
+def test_an_object_that_kubernetes_does_not_know_is_noticed() -> None:
+    """The checks above can fail."""
+    service = named(render(), "Service", "r-argosy-router")
+    for change in ({"spec": {**service["spec"], "prots": []}}, {"spec": {**service["spec"], "ports": "grpc"}}):
+        with pytest.raises(ValidationError):
+            check(json.dumps({**service, **change}))
 
 
 def test_the_package_holds_the_chart_and_no_values_of_ours(tmp_path: Path) -> None:

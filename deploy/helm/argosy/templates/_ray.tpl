@@ -231,7 +231,7 @@ spec:
   priorityClassName: {{ . }}
   {{- end }}
   # On SIGTERM Ray drains its node for up to 30 seconds.
-  terminationGracePeriodSeconds: {{ $root.Values.ray.terminationGracePeriodSeconds }}
+  terminationGracePeriodSeconds: {{ add (int $root.Values.ray.terminationGracePeriodSeconds) (ternary (int $root.Values.ray.drainSeconds) 0 $root.Values.discovery.enabled) }}
   securityContext:
     {{- include "argosy.podSecurity" $root | nindent 4 }}
     {{- with $pool.supplementalGroups }}
@@ -270,6 +270,13 @@ spec:
         - name: raylet
           containerPort: {{ $root.Values.ray.ports.raylet }}
       {{- include "argosy.ray.probes" $root.Values.ray.ports.raylet | nindent 6 }}
+      {{- if $root.Values.discovery.enabled }}
+      # The controller sees that the pod is to go, and moves what it serves before Ray is told to end.
+      lifecycle:
+        preStop:
+          sleep:
+            seconds: {{ $root.Values.ray.drainSeconds }}
+      {{- end }}
       securityContext:
         {{- include "argosy.containerSecurity" (ternary (list "IPC_LOCK") list (gt (int $pool.rdma.count) 0)) | nindent 8 }}
       resources:
