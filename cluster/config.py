@@ -122,6 +122,15 @@ class TlsConfig(_Section):
     """Clients must show a certificate of this authority. Default: none is asked for."""
 
 
+class AdmissionConfig(_Section):
+    """When requests that may be refused are: if no replica would give their first token in time."""
+
+    sheddable_seconds: float = Field(10, gt=0)
+    """Time to the first token within which a sheddable request must be servable."""
+    batch_seconds: float = Field(600, gt=0)
+    """The same of batch requests."""
+
+
 class RouterConfig(_Section):
     """The public gRPC front."""
 
@@ -145,6 +154,10 @@ class RouterConfig(_Section):
     """Deadline of a call that brings none."""
     coalesce_seconds: float = Field(0, ge=0, le=1)
     """How long a delta after the first may be held back for others to join it: less CPU a token, later tokens."""
+    admission: AdmissionConfig = AdmissionConfig()
+    """Early refusal of sheddable and batch requests; interactive ones are never refused for load."""
+    processes: int = Field(1, ge=1, le=64)
+    """Router processes that share the port; the system deals connections out among them."""
     drain_seconds: float = Field(30, ge=0)
     """How long running streams may take to finish after SIGTERM; then they are told to go elsewhere."""
     resume_key: Path | None = None
@@ -413,6 +426,14 @@ class ArgosyConfig(_Section):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"models: name {name!r} occurs more than once")
+        return self
+
+    @model_validator(mode="after")
+    def _processes_share_a_port(self) -> ArgosyConfig:
+        if self.router.processes > 1 and self.router.listen.endswith(":0"):
+            raise ValueError(
+                "router.processes: several processes cannot share port 0; set router.listen to a fixed port"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The sequences of one tenant that wait, most urgent first. Knows no other tenants; `waiting.py` says what urgent is."""
+"""The sequences of one tenant that wait, most urgent first. Knows no other tenants, nor what urgent means."""
 
 from __future__ import annotations
 

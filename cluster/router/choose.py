@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 PREFILL_PRICE = 0.3
 """kappa of an idle fleet: computing a prefix again is a cost even where nobody waits."""
@@ -64,6 +64,24 @@ class Candidate:
     """Tokens that fit the free KV blocks."""
     used_tokens: int
     """Tokens that fit the KV blocks in use."""
+    step: float = field(init=False)
+    """S: what does not depend on the request is computed once a report, not once a request."""
+    queued: float = field(init=False)
+    """rtt + W, without room."""
+    stretched_step: float = field(init=False)
+    """S r/(1 - r)."""
+
+    def __post_init__(self) -> None:
+        costs, pending = self.costs, self.pending_prefill_tokens
+        step = (
+            costs.decode_base
+            + self.running * costs.decode_per_sequence
+            + self.context_tokens * costs.decode_per_context_token
+        )
+        queued = self.rtt + pending * costs.prefill_per_token + pending / self.batch_tokens * step
+        object.__setattr__(self, "step", step)
+        object.__setattr__(self, "queued", queued)
+        object.__setattr__(self, "stretched_step", step * stretch(self.prefill_share))
 
 
 def choose_replica(
@@ -100,34 +118,35 @@ def choose_replica(
 
 
 def marginal_cost(
-    prompt_tokens: int, expected_tokens: float, candidate: Candidate, cached_tokens: int, prefill_price: float
+    prompt_tokens: int,
+    expected_tokens: float,
+    candidate: Candidate,
+    cached_tokens: int,
+    prefill_price: float,
+    decode_weight: float = DECODE_WEIGHT,
 ) -> float:
-    """Seconds that the request costs itself and others at one candidate; `prefill_price` is 1 + kappa."""
+    """Seconds that the request costs itself and others at one candidate.
+
+    Args:
+        prefill_price: 1 + kappa; 1 for the request's own prefill alone.
+        decode_weight: w; 0 leaves what decoding costs out.
+    """
     costs = candidate.costs
-    budget = candidate.batch_tokens
-    pending = candidate.pending_prefill_tokens
-    running = candidate.running
     # The last prompt token is always computed: its logits give the first answer token.
-    new = max(prompt_tokens - cached_tokens, 1)
+    new = prompt_tokens - cached_tokens if prompt_tokens > cached_tokens else 1
     prefill = (
-        -(-new // budget) * costs.prefill_base
+        -(-new // candidate.batch_tokens) * costs.prefill_base
         + new * costs.prefill_per_token
         + new * (prompt_tokens - 0.5 * new) * costs.prefill_per_token_context
     )
-    step = (
-        costs.decode_base
-        + running * costs.decode_per_sequence
-        + candidate.context_tokens * costs.decode_per_context_token
-    )
-    wait = pending * costs.prefill_per_token + pending / budget * step
-    missing = new + pending - candidate.free_tokens
+    wait = candidate.queued
+    missing = new + candidate.pending_prefill_tokens - candidate.free_tokens
     if missing > 0 and candidate.used_tokens > 0:
         # Running sequences give back all they hold within about one answer's length of steps.
-        wait += min(missing / candidate.used_tokens, 1.0) * expected_tokens * step
+        wait += min(missing / candidate.used_tokens, 1.0) * expected_tokens * candidate.step
     added = costs.decode_per_sequence + (prompt_tokens + 0.5 * expected_tokens) * costs.decode_per_context_token
-    neighbours = running * (prefill + expected_tokens * added)
-    own = expected_tokens * step * stretch(candidate.prefill_share)
-    return candidate.rtt + wait + prefill_price * prefill + DECODE_WEIGHT * (neighbours + own)
+    decoding = candidate.running * (prefill + expected_tokens * added) + expected_tokens * candidate.stretched_step
+    return wait + prefill_price * prefill + decode_weight * decoding
 
 
 def stretch(prefill_share: float) -> float:

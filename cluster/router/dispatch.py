@@ -71,6 +71,7 @@ class ReplicaConnection:
         router_id: RouterId,
         clock: Clock,
         on_report: Callable[[replica_pb2.StepReport], None],
+        on_change: Callable[[], None],
         stall_seconds: Callable[[], float],
         dial: Dial,
         round_trip: RoundTrip,
@@ -79,6 +80,7 @@ class ReplicaConnection:
         """
         Args:
             on_report: called with each report, once its deltas are handed out.
+            on_change: called when the connection has come, gone, or been measured.
             stall_seconds: longest time that a step of a replica may take that does not predict its steps itself.
             dial: opens `ReplicaService.Connect` at an address.
             round_trip: what is expected of it, and learns from the handshakes and probes.
@@ -90,6 +92,7 @@ class ReplicaConnection:
         self._router_id = router_id
         self.clock = clock
         self._on_report = on_report
+        self._on_change = on_change
         self._stall_seconds = stall_seconds
         self._dial = dial
         self._round_trip = round_trip
@@ -217,6 +220,7 @@ class ReplicaConnection:
         self._round_trip.observe(now - begin)
         self._last_report = self._last_progress = self._probed_at = now
         self.welcome = welcome
+        self._on_change()
         log.info("%s: connected at epoch %d", self.target.replica_id, welcome.epoch)
         return call
 
@@ -248,6 +252,7 @@ class ReplicaConnection:
                     attempt.push(delta)
             if report.HasField("answered_probe") and report.answered_probe == self._probe:
                 self._round_trip.observe(self._last_report - self._probed_at)
+                self._on_change()
             self._on_report(report)
 
     async def _write(self, call: Any) -> None:
@@ -306,6 +311,7 @@ class ReplicaConnection:
 
     def _fail_all(self, why: str) -> None:
         self.welcome = None
+        self._on_change()
         self._step = -1
         self._predicted = None
         self._outbox.clear()

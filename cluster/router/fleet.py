@@ -15,13 +15,15 @@ from argosy.internal.v1 import control_pb2
 from cluster.clock import Clock
 from cluster.ids import Epoch, ModelName, RegionId, ReplicaId, RouterId
 from cluster.router.attempt import ReplicaAddress
-from cluster.router.choose import choose_replica
+from cluster.router.choose import Candidate, choose_replica
 from cluster.router.dispatch import Dial, ReplicaConnection, dial_grpc
 from cluster.router.distance import at_distance
 from cluster.router.prefixes import PrefixIndex
 from cluster.router.regions import Region, may_serve
 from cluster.router.replica import Replica, costs_of
 from cluster.router.round_trip import RoundTrip
+from cluster.router.shedding import soonest_first_token
+from cluster.router.shortlist import MOST_COMPARED, shortlist
 
 FIRST_ANSWER_TOKENS = 200.0
 """Expected length of an answer before the first one has ended."""
@@ -86,7 +88,7 @@ class Fleet:
         for name, model in self._models.items():
             for (its_region, replica_id), replica in model.replicas.items():
                 if its_region == region:
-                    replica.is_listed = (name, replica_id) in listed
+                    replica.list(is_listed=(name, replica_id) in listed)
         for (name, replica_id), entry in listed.items():
             if name in self._models:
                 self._update_replica(self._models[name], (region, replica_id), entry)
@@ -115,17 +117,37 @@ class Fleet:
             regions: that may serve it; empty: all.
         """
         model = self._models[name]
-        replicas = [
-            replica
-            for replica in model.replicas.values()
-            if replica.target not in exclude and may_serve(replica.target.region, model.regions, regions)
-        ]
-        candidates = [replica.candidate() for replica in replicas]
-        held = model.prefixes.cached_blocks(blocks)
-        cached = [held[replica.slot] * model.block_size for replica in replicas]
+        replicas, candidates, cached = self._pool(model, blocks, exclude, regions)
+        if len(replicas) > MOST_COMPARED:
+            kept = shortlist(candidates, cached, self._rng)
+            replicas = [replicas[index] for index in kept]
+            candidates = [candidates[index] for index in kept]
+            cached = [cached[index] for index in kept]
         expected = min(model.answer_tokens, max_tokens)
         index = choose_replica(prompt_tokens, expected, candidates, cached, self._rng)
         return None if index is None else Choice(replicas[index], cached[index])
+
+    def first_token_seconds(
+        self, name: ModelName, prompt_tokens: int, max_tokens: int, blocks: Sequence[int], regions: Collection[str]
+    ) -> float | None:
+        """When the soonest replica would give a request its first token; None if none can take it now."""
+        model = self._models[name]
+        _, candidates, cached = self._pool(model, blocks, (), regions)
+        expected = min(model.answer_tokens, max_tokens)
+        return soonest_first_token(prompt_tokens, expected, candidates, cached)
+
+    @staticmethod
+    def _pool(
+        model: ModelTraffic, blocks: Sequence[int], exclude: Collection[ReplicaAddress], regions: Collection[str]
+    ) -> tuple[list[Replica], list[Candidate], list[int]]:
+        """The replicas that may serve a request; with each, its numbers and how many of the prompt's tokens it has."""
+        replicas = list(model.replicas.values())
+        if exclude:
+            replicas = [replica for replica in replicas if replica.target not in exclude]
+        if model.regions or regions:
+            replicas = [one for one in replicas if may_serve(one.target.region, model.regions, regions)]
+        held, size = model.prefixes.cached_blocks(blocks), model.block_size
+        return replicas, [one.candidate() for one in replicas], [held[one.slot] * size for one in replicas]
 
     def observe_answer(self, name: ModelName, tokens: int) -> None:
         """An answer has ended: answers to come are expected to be like it."""
@@ -165,6 +187,7 @@ class Fleet:
             self._router_id,
             self._clock,
             on_report=replica.take_report,
+            on_change=replica.changed,
             stall_seconds=replica.stall_seconds,
             dial=dial,
             round_trip=RoundTrip(region.expected_round_trip),

@@ -66,6 +66,16 @@ class Replica:
         """A request can be sent now."""
         return self.is_listed and self.connection.is_live
 
+    def list(self, *, is_listed: bool) -> None:
+        """Whether the directory offers it."""
+        if is_listed != self.is_listed:
+            self.is_listed = is_listed
+            self.changed()
+
+    def changed(self) -> None:
+        """What the choice reads is no longer as it was."""
+        self._candidate = None
+
     def take_report(self, report: replica_pb2.StepReport) -> None:
         """What the replica itself says."""
         if report.HasField("load"):
@@ -76,7 +86,10 @@ class Replica:
 
     def take_entry(self, entry: control_pb2.DirectoryEntry) -> None:
         """What its controller says of it."""
-        self.costs = costs_of(entry.coefficients)
+        costs = costs_of(entry.coefficients)
+        if costs != self.costs:
+            self.costs = costs
+            self.changed()
         if not self.connection.is_live:
             self.take_load(entry.load)
         if entry.HasField("prefixes") and entry.prefixes.version != self.summary_version:
@@ -87,7 +100,7 @@ class Replica:
         """A newer load: it contains what was sent before."""
         self.load = load
         self.sent_prefill_tokens = self.sent_choices = 0
-        self._candidate = None
+        self.changed()
 
     def sent(self, prefill_tokens: int, choices: int, names: Sequence[int], now: float) -> None:
         """A request was sent; the next report will contain it.
@@ -99,14 +112,13 @@ class Replica:
         self.sent_prefill_tokens += prefill_tokens
         self.sent_choices += choices
         self.prefixes.promise(self.slot, names, now)
-        self._candidate = None
+        self.changed()
 
     def candidate(self) -> Candidate:
-        """What the choice reads."""
-        candidate = self._candidate
-        if candidate is None or candidate.eligible != self.is_eligible or candidate.rtt != self.connection.rtt:
-            candidate = self._candidate = self._make_candidate()
-        return candidate
+        """What the choice reads: made anew only when something has changed, for a fleet has hundreds."""
+        if self._candidate is None:
+            self._candidate = self._make_candidate()
+        return self._candidate
 
     def stall_seconds(self) -> float:
         """Longest time that a step of a replica may take that does not predict its steps itself: five full ones."""

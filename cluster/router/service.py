@@ -33,6 +33,7 @@ from cluster.router.fleet import Fleet
 from cluster.router.metering import Ledger, Row
 from cluster.router.response_format import judge
 from cluster.router.resume import GRACE_SECONDS, LONGEST_SECONDS, Origin, Tickets, digest_of
+from cluster.router.shedding import INTERACTIVE, admit
 from cluster.router.validate import check, duration_of, specify
 from cluster.telemetry import RouterMetrics
 from cluster.telemetry.router import OPERATION, PROVIDER, RequestFigures
@@ -208,6 +209,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         stream = LiveStream(spec, model.name, blocks, self._fleet, self._clock, deadline, linger, regions, span)
         for index in answer.over:
             stream.close_choice(index, by_replica=True)
+        if spec.priority != INTERACTIVE and not origin.received:
+            soonest = self._fleet.first_token_seconds(model.name, len(prompt), spec.max_tokens, blocks, regions)
+            admit(spec.priority, soonest, rpc.time_left(), self._limits.admission)
         reservation = self._reservation(request, spec, model)
         row = await self._enter(reservation, origin)
         spec.generation = row.generation
