@@ -146,7 +146,9 @@ class RouterConfig(_Section):
     max_tokens: int = Field(4096, ge=1)
     """Most tokens that one choice may ask for."""
     max_streams: int = Field(1024, ge=1)
-    """Most requests in flight at one router process."""
+    """Most requests in flight at one router process. One tenant gets at most three times what is left for all others."""
+    max_connections: int = Field(4096, ge=1)
+    """Most connections to one router process; keep its limit of open files well above."""
     quota_listen: HostPort | None = None
     """Private address where other regions' routers get slices of the limits of tenants at home here. Default: they get
     none. All routers of a machine share it."""

@@ -235,6 +235,7 @@ def _server(
         link=rpc.Link.PUBLIC,
         default_deadline=config.router.default_deadline_seconds,
         max_receive=config.router.max_message,
+        max_connections=config.router.max_connections,
         share_port=config.router.processes > 1,
         interceptors=[IdentityInterceptor(authenticator)],
     )

@@ -21,7 +21,7 @@ from argosy.v1 import inference_pb2_grpc
 from cluster import rpc
 from cluster.clock import Clock
 from cluster.config import RouterConfig
-from cluster.errors import FieldViolation, QuotaViolation, Reason, ServiceError
+from cluster.errors import FieldViolation, Reason, ServiceError
 from cluster.identity.principal import current_caller
 from cluster.ids import RequestId
 from cluster.ledger.records import Ending, Reservation, Settlement
@@ -31,6 +31,7 @@ from cluster.router.catalogue import Catalogue, ServedModel
 from cluster.router.continuation import LiveStream
 from cluster.router.fleet import Fleet
 from cluster.router.metering import Ledger, Row
+from cluster.router.places import Places
 from cluster.router.response_format import judge
 from cluster.router.resume import GRACE_SECONDS, LONGEST_SECONDS, Origin, Tickets, digest_of
 from cluster.router.shedding import INTERACTIVE, admit
@@ -88,7 +89,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self._limits = limits
         self._tickets = tickets
         self._region = region
-        self._num_streams = 0
+        self._places = Places(limits.max_streams)
         self._streams: set[LiveStream] = set()
         self._is_draining = False
 
@@ -129,7 +130,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
 
     @property
     def num_streams(self) -> int:
-        return self._num_streams
+        return self._places.num_taken
 
     @property
     def reserved_tokens(self) -> int:
@@ -141,16 +142,14 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         """Count one request in."""
         if self._is_draining:
             raise ServiceError(Reason.SHUTTING_DOWN, retry_after=DRAIN_RETRY_SECONDS)
-        if self._num_streams >= self._limits.max_streams:
-            quota = QuotaViolation("router", f"at most {self._limits.max_streams} requests in flight")
-            raise ServiceError(Reason.OVERLOADED, quotas=(quota,), retry_after=DRAIN_RETRY_SECONDS)
-        self._num_streams += 1
-        self._metrics.live_streams.set(self._num_streams)
+        tenant = current_caller().tenant
+        self._places.take(tenant)
+        self._metrics.live_streams.set(self.num_streams)
         try:
             yield
         finally:
-            self._num_streams -= 1
-            self._metrics.live_streams.set(self._num_streams)
+            self._places.leave(tenant)
+            self._metrics.live_streams.set(self.num_streams)
 
     async def _serve(self, request: api.GenerateRequest, model: ServedModel, context: Context) -> None:
         arrived = self._clock.monotonic()

@@ -26,6 +26,13 @@ class Link(enum.Enum):
     """Between a client, perhaps on a phone, and a router."""
 
 
+MAX_STREAMS_OF_A_CONNECTION = 1024
+"""Calls at once on one public connection; a client that wants more waits, or opens another."""
+IDLE_SECONDS = 900
+"""A public connection without calls is closed."""
+_HANDSHAKE_SECONDS = {Link.INTERNAL: 5.0, Link.PUBLIC: 10.0}
+"""By then a connection has shaken hands, TLS and HTTP/2."""
+
 _PING_SECONDS = {Link.INTERNAL: 1.0, Link.PUBLIC: 20.0}
 _PING_TIMEOUT_SECONDS = {Link.INTERNAL: 1.0, Link.PUBLIC: 10.0}
 
@@ -88,6 +95,7 @@ def server(
     max_receive: int = INTERNAL_MESSAGE_BYTES,
     max_send: int = INTERNAL_MESSAGE_BYTES,
     share_port: bool = False,
+    max_connections: int | None = None,
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> grpc.aio.Server:
     """A server without services; `listen` binds it.
@@ -98,6 +106,7 @@ def server(
         max_receive: largest request, in bytes; a larger one is answered REQUEST_TOO_LARGE.
         max_send: largest response, in bytes.
         share_port: several processes may listen on one port (SO_REUSEPORT). Otherwise a port in use is an error.
+        max_connections: more are closed as they come; None has no such bound.
         interceptors: run inside the guard, in this order.
     """
     # The guard refuses with details what is somewhat too large; the transport cuts what is far too large unread.
@@ -109,7 +118,15 @@ def server(
         # A reader that stops must hold up its writer soon: buffer little on our side of the socket.
         ("grpc.http2.write_buffer_size", 16 * 1024),
         ("grpc.max_metadata_size", 16 * 1024),
+        ("grpc.server_handshake_timeout_ms", int(_HANDSHAKE_SECONDS[link] * 1000)),
     ]
+    if link is Link.PUBLIC:
+        options += [
+            ("grpc.max_concurrent_streams", MAX_STREAMS_OF_A_CONNECTION),
+            ("grpc.max_connection_idle_ms", IDLE_SECONDS * 1000),
+        ]
+    if max_connections is not None:
+        options.append(("grpc.max_allowed_incoming_connections", max_connections))
     guard = CallGuard(default_deadline=default_deadline, max_request_bytes=max_receive)
     return grpc.aio.server(interceptors=[guard, *interceptors], options=options)
 

@@ -43,6 +43,7 @@ class GuardedWorld:
     """A ledger of the test's own, over the routers' database."""
     administration: Administration
     stops: list[asyncio.Event] = field(default_factory=list)
+    directory_service: FakeDirectory | None = None
 
     async def tenant(self, name: str, *scopes: str, **policy: Any) -> Credentials:
         """Make a tenant and a key of it."""
@@ -134,7 +135,7 @@ async def guarded_world(
         await books.start()
         stack.push_async_callback(books.close)
         administration = Administration(books, read_secret(directory / SECRET_FILE), SystemClock())
-        world = GuardedWorld(directory, [], [], books, administration)
+        world = GuardedWorld(directory, [], [], books, administration, directory_service=fakes)
         for _ in range(routers):
             stop, cut = asyncio.Event(), asyncio.Event()
             listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()

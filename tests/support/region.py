@@ -111,7 +111,7 @@ class CommandRun:
 class UpRun(CommandRun):
     """A whole region: SmolLM2, tensor 2 × pipeline 2, on ports of its own."""
 
-    def __init__(self, directory: Path, **engine: object) -> None:
+    def __init__(self, directory: Path, sections: dict[str, object] | None = None, **engine: object) -> None:
         router, controller = free_ports(2)
         self.router, self.controller = f"127.0.0.1:{router}", f"127.0.0.1:{controller}"
         self.file = directory / f"argosy-{router}.yaml"
@@ -120,6 +120,7 @@ class UpRun(CommandRun):
             "models": [{**model, "engine": {"kv_cache": "64MiB", **engine}}],
             "router": {"listen": self.router, "reflection": True, "drain_seconds": 2},
             "controller": {"listen": self.controller},
+            **(sections or {}),
         }
         self.file.write_text(json.dumps(configuration))
         super().__init__(directory, "up", "-f", self.file)
