@@ -106,10 +106,8 @@ class ControllerActor:
         host = socket.gethostbyname(socket.gethostname())
         own = reachable(self._metrics, host)
         found: list[dict[str, Any]] = [{"targets": [own], "labels": {"job": "argosy-controller"}}]
-        # Routers that listen on every address are on machines of their own, which this process does not know.
-        router = reachable(self._config.metrics.router, "")
-        if router and not router.startswith(":"):
-            found.append({"targets": [router], "labels": {"job": "argosy-router"}})
+        routers = sorted(self._view.router_metrics.copy().values())
+        found += [{"targets": [router], "labels": {"job": "argosy-router"}} for router in routers]
         found += [
             {"targets": [replica.metrics_address], "labels": {"job": "argosy-engine", "replica_id": replica.replica_id}}
             for replica in status.replicas

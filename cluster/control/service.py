@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 import grpc.aio
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -15,6 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from argosy.internal.v1 import control_pb2, control_pb2_grpc
 from cluster.control.reconcile import Drain
 from cluster.errors import FieldViolation, Reason, ServiceError
+from cluster.telemetry.exporter import reachable
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -53,6 +55,8 @@ class RegionView:
         self._moved = asyncio.Event()
         self._watches: Counter[str] = Counter()
         self._sent_away: set[str] = set()
+        self.router_metrics: dict[str, str] = {}
+        """Where each router that watches can be scraped."""
 
     @property
     def router_ids(self) -> list[str]:
@@ -60,9 +64,11 @@ class RegionView:
         return sorted(self._watches)
 
     @contextmanager
-    def watched_by(self, router_id: str) -> Iterator[None]:
-        """Count a router in for as long as it watches."""
+    def watched_by(self, router_id: str, metrics: str = "") -> Iterator[None]:
+        """Count a router in for as long as it watches; `metrics`: where it can be scraped."""
         self._watches[router_id] += 1
+        if metrics:
+            self.router_metrics[router_id] = metrics
         try:
             yield
         finally:
@@ -70,6 +76,7 @@ class RegionView:
             if not self._watches[router_id]:
                 del self._watches[router_id]
                 self._sent_away.discard(router_id)
+                self.router_metrics.pop(router_id, None)
 
     def send_away(self, router_id: str) -> None:
         """Tell a router to finish and end."""
@@ -134,11 +141,18 @@ class Directory(control_pb2_grpc.DirectoryServiceServicer):
         self, request: control_pb2.WatchReplicasRequest, context: Context
     ) -> AsyncIterator[control_pb2.WatchReplicasResponse]:
         told: dict[tuple[str, int], int] = {}
-        with self._view.watched_by(request.router_id):
+        # A router that listens on every address does not know which of them others see; this end of its call does.
+        metrics = reachable(request.metrics_address or None, _host_of(context.peer()))
+        with self._view.watched_by(request.router_id, metrics):
             async for directory in self._view.watch():
                 copy = without_prefixes(directory, told if request.wants_prefixes else None)
                 copy.drain = self._view.is_sent_away(request.router_id)
                 yield copy
+
+
+def _host_of(peer: str) -> str:
+    """The address of `ipv4:10.0.0.1:5000` and `ipv6:%5B::1%5D:5000`."""
+    return unquote(peer).partition(":")[2].rpartition(":")[0]
 
 
 def without_prefixes(

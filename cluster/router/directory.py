@@ -27,13 +27,22 @@ OnDirectory = Callable[[control_pb2.WatchReplicasResponse], None]
 
 
 async def watch_region(
-    region: Region, router_id: RouterId, identity: Identity, clock: Clock, on_directory: OnDirectory
+    region: Region,
+    router_id: RouterId,
+    identity: Identity,
+    clock: Clock,
+    on_directory: OnDirectory,
+    metrics: str = "",
 ) -> None:
     """Call `on_directory` with every directory that a controller of the region sends; ends only by cancellation.
 
     Each connection is a new channel, so that renewed certificates are shown, and goes to the next controller in turn.
+
+    Args:
+        metrics: host:port at which this router can be scraped, for the controller's list.
     """
     request = control_pb2.WatchReplicasRequest(router_id=router_id, wants_prefixes=not region.is_home)
+    request.metrics_address = metrics if region.is_home else ""
     was_connected = True
     for address in itertools.cycle(region.controllers):
         try:

@@ -9,7 +9,7 @@ import math
 import random
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import grpc.aio
@@ -151,15 +151,21 @@ async def serve(
         server = _server(config, service, ModelService(catalogue, fleet), servicer, authenticator)
         if books is not None:
             _add_management(server, books, Administration(books, secret, clock), authenticator)
-        exports = ExitStack()
+        exports = AsyncExitStack()
         tasks: list[asyncio.Task[Any]] = [model.loading for model in catalogue.values()]
         try:
             address = rpc.listen(server, config.router.listen, "router.listen", credentials)
             await server.start()
+            scraped = exports.enter_context(exported(metrics.registry, config.metrics.router, "metrics.router"))
             on_directory = functools.partial(_on_directory, fleet, config.region, stop)
             check = functools.partial(identity.check_exposure, key="discovery.kubernetes")
             follow = functools.partial(
-                watch_region, router_id=router_id, identity=identity, clock=clock, on_directory=on_directory
+                watch_region,
+                router_id=router_id,
+                identity=identity,
+                clock=clock,
+                on_directory=on_directory,
+                metrics=scraped or "",
             )
             followed = FollowedRegions(regions, check, follow)
             tasks.append(asyncio.create_task(followed.run()))
@@ -172,8 +178,14 @@ async def serve(
                 tasks.append(asyncio.create_task(sliced.run()))
             tasks.append(asyncio.create_task(keep_gauges(metrics, catalogue, fleet, service, books, clock)))
             tasks.append(asyncio.create_task(keep_health(servicer, catalogue, fleet, clock)))
-            scraped = exports.enter_context(exported(metrics.registry, config.metrics.router, "metrics.router"))
-            log.info("%s listens on %s, metrics: %s", router_id, address, scraped or "off")
+            if (http_listen := config.router.http_listen) is not None:
+                door = Door(service, catalogue, fleet, authenticator, config.router).application()
+                shares = config.router.processes > 1
+                http = opened(door, http_listen, config.router.tls, share_port=shares)
+                http_listen = await exports.enter_async_context(http)
+            log.info(
+                "%s listens on %s, http: %s, metrics: %s", router_id, address, http_listen or "off", scraped or "off"
+            )
             if on_listening is not None:
                 on_listening(address)
             await _until_stopped(stop, catalogue)
@@ -183,7 +195,7 @@ async def serve(
         finally:
             for task in tasks:
                 task.cancel()
-            exports.close()
+            await exports.aclose()
             catalogue.close()
             await asyncio.gather(*tasks, return_exceptions=True)
             await fleet.close()

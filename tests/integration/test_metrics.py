@@ -17,6 +17,9 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.parser import text_string_to_metric_families
 
+from argosy.internal.v1 import control_pb2, control_pb2_grpc
+from cluster import rpc
+from cluster.control.service import Directory, RegionView
 from cluster.telemetry import RouterMetrics
 from cluster.telemetry.catalogue import CATALOGUE, MAX_TENANTS, OTHER_TENANTS, Metric
 from cluster.telemetry.exporter import exported, reachable
@@ -175,3 +178,21 @@ def _registry() -> CollectorRegistry:
     registry = CollectorRegistry()
     Counter("argosy_test", "A count.", registry=registry).inc()
     return registry
+
+
+@run_async
+async def test_a_router_that_listens_everywhere_is_listed_by_the_address_that_it_calls_from() -> None:
+    view, server = RegionView("here"), rpc.server()
+    control_pb2_grpc.add_DirectoryServiceServicer_to_server(Directory(view), server)
+    address = rpc.listen(server, "127.0.0.1:0", "controller.listen")
+    await server.start()
+    async with rpc.channel(address) as channel:
+        request = control_pb2.WatchReplicasRequest(router_id="router_1", metrics_address="0.0.0.0:9465")
+        call = control_pb2_grpc.DirectoryServiceStub(channel).WatchReplicas(request)
+        await call.read()
+        assert view.router_metrics == {"router_1": "127.0.0.1:9465"}
+        call.cancel()
+        async with asyncio.timeout(20):
+            while view.router_metrics:
+                await asyncio.sleep(0.02)
+    await server.stop(None)

@@ -21,32 +21,66 @@ class ReplicaState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     REPLICA_STATE_READY: _ClassVar[ReplicaState]
     REPLICA_STATE_DRAINING: _ClassVar[ReplicaState]
     REPLICA_STATE_FAILED: _ClassVar[ReplicaState]
+
+class ApplyAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    APPLY_ACTION_UNSPECIFIED: _ClassVar[ApplyAction]
+    APPLY_ACTION_START: _ClassVar[ApplyAction]
+    APPLY_ACTION_REPLACE: _ClassVar[ApplyAction]
+    APPLY_ACTION_STOP: _ClassVar[ApplyAction]
+
+class ApplyState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    APPLY_STATE_UNSPECIFIED: _ClassVar[ApplyState]
+    APPLY_STATE_RUNNING: _ClassVar[ApplyState]
+    APPLY_STATE_DONE: _ClassVar[ApplyState]
+    APPLY_STATE_TAKEN_BACK: _ClassVar[ApplyState]
 REPLICA_STATE_UNSPECIFIED: ReplicaState
 REPLICA_STATE_PENDING: ReplicaState
 REPLICA_STATE_LOADING: ReplicaState
 REPLICA_STATE_READY: ReplicaState
 REPLICA_STATE_DRAINING: ReplicaState
 REPLICA_STATE_FAILED: ReplicaState
+APPLY_ACTION_UNSPECIFIED: ApplyAction
+APPLY_ACTION_START: ApplyAction
+APPLY_ACTION_REPLACE: ApplyAction
+APPLY_ACTION_STOP: ApplyAction
+APPLY_STATE_UNSPECIFIED: ApplyState
+APPLY_STATE_RUNNING: ApplyState
+APPLY_STATE_DONE: ApplyState
+APPLY_STATE_TAKEN_BACK: ApplyState
 
 class WatchReplicasRequest(_message.Message):
-    __slots__ = ("router_id", "wants_prefixes")
+    __slots__ = ("router_id", "wants_prefixes", "metrics_address")
     ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
     WANTS_PREFIXES_FIELD_NUMBER: _ClassVar[int]
+    METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     router_id: str
     wants_prefixes: bool
-    def __init__(self, router_id: _Optional[str] = ..., wants_prefixes: _Optional[bool] = ...) -> None: ...
+    metrics_address: str
+    def __init__(self, router_id: _Optional[str] = ..., wants_prefixes: _Optional[bool] = ..., metrics_address: _Optional[str] = ...) -> None: ...
 
 class WatchReplicasResponse(_message.Message):
-    __slots__ = ("region", "version", "replicas", "drain")
+    __slots__ = ("region", "version", "replicas", "drain", "models")
     REGION_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     DRAIN_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     region: str
     version: int
     replicas: _containers.RepeatedCompositeFieldContainer[DirectoryEntry]
     drain: bool
-    def __init__(self, region: _Optional[str] = ..., version: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[DirectoryEntry, _Mapping]]] = ..., drain: _Optional[bool] = ...) -> None: ...
+    models: _containers.RepeatedCompositeFieldContainer[WantedModel]
+    def __init__(self, region: _Optional[str] = ..., version: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[DirectoryEntry, _Mapping]]] = ..., drain: _Optional[bool] = ..., models: _Optional[_Iterable[_Union[WantedModel, _Mapping]]] = ...) -> None: ...
+
+class WantedModel(_message.Message):
+    __slots__ = ("name", "section")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SECTION_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    section: str
+    def __init__(self, name: _Optional[str] = ..., section: _Optional[str] = ...) -> None: ...
 
 class DirectoryEntry(_message.Message):
     __slots__ = ("replica_id", "model", "address", "epoch", "load", "coefficients", "prefixes")
@@ -232,6 +266,62 @@ class DrainRequest(_message.Message):
 class DrainResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class ApplyRequest(_message.Message):
+    __slots__ = ("configuration", "plan_only", "grace")
+    CONFIGURATION_FIELD_NUMBER: _ClassVar[int]
+    PLAN_ONLY_FIELD_NUMBER: _ClassVar[int]
+    GRACE_FIELD_NUMBER: _ClassVar[int]
+    configuration: str
+    plan_only: bool
+    grace: _duration_pb2.Duration
+    def __init__(self, configuration: _Optional[str] = ..., plan_only: _Optional[bool] = ..., grace: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class ApplyResponse(_message.Message):
+    __slots__ = ("plan", "progress", "finished")
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    plan: ApplyPlan
+    progress: ApplyProgress
+    finished: ApplyFinished
+    def __init__(self, plan: _Optional[_Union[ApplyPlan, _Mapping]] = ..., progress: _Optional[_Union[ApplyProgress, _Mapping]] = ..., finished: _Optional[_Union[ApplyFinished, _Mapping]] = ...) -> None: ...
+
+class ApplyPlan(_message.Message):
+    __slots__ = ("steps",)
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    steps: _containers.RepeatedCompositeFieldContainer[ApplyStep]
+    def __init__(self, steps: _Optional[_Iterable[_Union[ApplyStep, _Mapping]]] = ...) -> None: ...
+
+class ApplyStep(_message.Message):
+    __slots__ = ("replica_id", "action", "difference", "weight_bytes", "ranks")
+    REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    replica_id: str
+    action: ApplyAction
+    difference: str
+    weight_bytes: int
+    ranks: int
+    def __init__(self, replica_id: _Optional[str] = ..., action: _Optional[_Union[ApplyAction, str]] = ..., difference: _Optional[str] = ..., weight_bytes: _Optional[int] = ..., ranks: _Optional[int] = ...) -> None: ...
+
+class ApplyProgress(_message.Message):
+    __slots__ = ("step", "state")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    state: ApplyState
+    def __init__(self, step: _Optional[int] = ..., state: _Optional[_Union[ApplyState, str]] = ...) -> None: ...
+
+class ApplyFinished(_message.Message):
+    __slots__ = ("applied", "reason")
+    APPLIED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    applied: bool
+    reason: str
+    def __init__(self, applied: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ShutdownRequest(_message.Message):
     __slots__ = ()

@@ -127,6 +127,11 @@ class ControlServiceStub:
                 request_serializer=argosy_dot_internal_dot_v1_dot_control__pb2.DrainRequest.SerializeToString,
                 response_deserializer=argosy_dot_internal_dot_v1_dot_control__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.Apply = channel.unary_stream(
+                '/argosy.internal.v1.ControlService/Apply',
+                request_serializer=argosy_dot_internal_dot_v1_dot_control__pb2.ApplyRequest.SerializeToString,
+                response_deserializer=argosy_dot_internal_dot_v1_dot_control__pb2.ApplyResponse.FromString,
+                _registered_method=True)
         self.Shutdown = channel.unary_unary(
                 '/argosy.internal.v1.ControlService/Shutdown',
                 request_serializer=argosy_dot_internal_dot_v1_dot_control__pb2.ShutdownRequest.SerializeToString,
@@ -161,6 +166,16 @@ class ControlServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Apply(self, request, context):
+        """Apply makes the region want other models, replicas or shapes. It sends the plan, then each step as it is done, then
+        the outcome: all of it, or none, because what was done before a failure is taken back. If the caller goes away
+        meanwhile, the rollout goes on. One at a time: ALREADY_EXISTS names the one that runs.
+        INVALID_ARGUMENT: the configuration cannot be read, cut, or served; nothing was changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Shutdown(self, request, context):
         """Shutdown ends every replica of the region, then the controller.
         """
@@ -185,6 +200,11 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=argosy_dot_internal_dot_v1_dot_control__pb2.DrainRequest.FromString,
                     response_serializer=argosy_dot_internal_dot_v1_dot_control__pb2.DrainResponse.SerializeToString,
+            ),
+            'Apply': grpc.unary_stream_rpc_method_handler(
+                    servicer.Apply,
+                    request_deserializer=argosy_dot_internal_dot_v1_dot_control__pb2.ApplyRequest.FromString,
+                    response_serializer=argosy_dot_internal_dot_v1_dot_control__pb2.ApplyResponse.SerializeToString,
             ),
             'Shutdown': grpc.unary_unary_rpc_method_handler(
                     servicer.Shutdown,
@@ -274,6 +294,33 @@ class ControlService:
             '/argosy.internal.v1.ControlService/Drain',
             argosy_dot_internal_dot_v1_dot_control__pb2.DrainRequest.SerializeToString,
             argosy_dot_internal_dot_v1_dot_control__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Apply(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/argosy.internal.v1.ControlService/Apply',
+            argosy_dot_internal_dot_v1_dot_control__pb2.ApplyRequest.SerializeToString,
+            argosy_dot_internal_dot_v1_dot_control__pb2.ApplyResponse.FromString,
             options,
             channel_credentials,
             insecure,
