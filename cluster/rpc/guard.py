@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from cluster.errors import Reason, ServiceError
@@ -63,6 +63,8 @@ class CallGuard(grpc.aio.ServerInterceptor):
             "request_deserializer": handler.request_deserializer,
             "response_serializer": handler.response_serializer,
         }
+        if not handler.request_streaming:
+            coding["request_deserializer"] = _parsed_or_unreadable(handler.request_deserializer)
         if handler.unary_unary:
 
             async def unary_unary(request: Any, context: Context) -> Any:
@@ -92,7 +94,9 @@ class CallGuard(grpc.aio.ServerInterceptor):
         return grpc.stream_stream_rpc_method_handler(stream_stream, **coding)
 
     @asynccontextmanager
-    async def _guarded(self, method: str, context: Context, request: Message | None = None) -> AsyncIterator[None]:
+    async def _guarded(
+        self, method: str, context: Context, request: Message | _Unreadable | None = None
+    ) -> AsyncIterator[None]:
         client_seconds: float | None = context.time_remaining()
         seconds = self._default_deadline if client_seconds is None else client_seconds
         if seconds is not None:
@@ -100,7 +104,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
         # The transport itself enforces a client's deadline; ours is for calls that came without.
         scope = asyncio.timeout(seconds if client_seconds is None else None)
         try:
-            self._check_size(request)
+            self._check_request(request)
             async with scope:
                 yield
         except ServiceError as error:
@@ -117,9 +121,25 @@ class CallGuard(grpc.aio.ServerInterceptor):
             log.exception("%s failed", method)
             await abort(context, ServiceError(Reason.INTERNAL))
 
-    def _check_size(self, request: Message | None) -> None:
+    def _check_request(self, request: Message | _Unreadable | None) -> None:
+        if isinstance(request, _Unreadable):
+            raise ServiceError(Reason.INVALID_FIELD, "the bytes are not a message of this call's request type")
         if request is not None and (size := request.ByteSize()) > self._max_request_bytes:
             raise ServiceError(Reason.REQUEST_TOO_LARGE, f"{size} bytes; at most {self._max_request_bytes}")
+
+
+class _Unreadable:
+    """In place of a request whose bytes are no message: gRPC itself would show the client a Python exception."""
+
+
+def _parsed_or_unreadable(parse: Callable[[bytes], Message]) -> Callable[[bytes], Message | _Unreadable]:
+    def parse_or_mark(data: bytes) -> Message | _Unreadable:
+        try:
+            return parse(data)
+        except DecodeError:
+            return _Unreadable()
+
+    return parse_or_mark
 
 
 async def _write_all(responses: Any, context: Context) -> None:

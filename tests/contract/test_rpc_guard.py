@@ -64,6 +64,26 @@ def test_a_request_that_is_too_large_is_refused(size: int) -> None:
     assert rpc.to_service_error(caught.value).reason is Reason.REQUEST_TOO_LARGE
 
 
+def test_bytes_that_are_no_message_are_refused_and_no_exception_is_shown() -> None:
+    async def send(data: bytes) -> None:
+        server = rpc.server()
+        models_pb2_grpc.add_ModelServiceServicer_to_server(Models(), server)
+        address = rpc.listen(server, "127.0.0.1:0", "test")
+        await server.start()
+        try:
+            async with rpc.channel(address) as channel:
+                await channel.unary_unary("/argosy.v1.ModelService/GetModel")(data, timeout=10)
+        finally:
+            await server.stop(None)
+
+    for data in (b"\x00", b"\xff" * 20, b"\x0a\x02\xff\xfe"):  # the last: a string that is not UTF-8
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            asyncio.run(send(data))
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert rpc.to_service_error(caught.value).reason is Reason.INVALID_FIELD
+        assert "Error" not in (caught.value.details() or "")
+
+
 def test_a_port_in_use_is_named_with_its_key() -> None:
     async def listen_twice() -> None:
         first, second = rpc.server(), rpc.server()
