@@ -25,9 +25,10 @@ _STATE_STYLES = {
 
 def plan_table(plan: ReplicaPlan) -> Table:
     """One row a rank: where it runs and what it will hold."""
-    dims = plan.dims
+    dims, quantization = plan.dims, plan.section.quantization
+    weights = "" if quantization == "none" else f", {quantization} weights"
     table = Table(
-        title=f"{plan.replica_id}: tensor {dims.tp} × pipeline {dims.pp}, {plan.dtype} on {plan.device}",
+        title=f"{plan.replica_id}: tensor {dims.tp} × pipeline {dims.pp}, {plan.dtype} on {plan.device}{weights}",
         caption=(
             f"{plan.collectives} collectives, {plan.threads_per_rank} thread(s) a rank, "
             f"context {plan.context_length:,} tokens"
