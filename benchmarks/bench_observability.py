@@ -111,7 +111,20 @@ async def measure(folder: Path) -> tuple[Side, Side]:
                 for side in sides if turn % 2 else sides[::-1]:
                     async with scraped(on) if side.name == "on" else contextlib.nullcontext():
                         await side.turn(rng)
+            await print_utilisation(on)
     return sides
+
+
+async def print_utilisation(faults: FaultWorld) -> None:
+    """MFU and MBU of the replica's one rank over the whole run, from its own figures."""
+    assert faults.sites[0].current is not None
+    (rank,) = (await faults.sites[0].current.status()).ranks
+    figures = rank.figures
+    print(f"peaks: {figures.peak_flops / 1e9:.1f} GFLOP/s, {figures.peak_bytes / 1e9:.2f} GB/s")
+    for name, phase in (("prefill", figures.prefill), ("decode", figures.decode)):
+        mfu = phase.flops / phase.busy_seconds / figures.peak_flops
+        mbu = phase.memory_bytes / phase.busy_seconds / figures.peak_bytes
+        print(f"{name}: {phase.steps} steps, {phase.busy_seconds:.1f} s busy, MFU {mfu:.1%}, MBU {mbu:.1%}")
 
 
 def main() -> None:

@@ -33,12 +33,19 @@ class _Server(ThreadingMixIn, WSGIServer):
     # Two processes on one port would each answer some scrapes.
     allow_reuse_port = False
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A scraper that went away, or a stranger who said nothing."""
+        logger.debug("metrics: %s", client_address, exc_info=True)
+
 
 class _ServerOnIPv6(_Server):
     address_family = socket.AF_INET6
 
 
 class _Quiet(WSGIRequestHandler):
+    timeout = 10.0
+    """Seconds that a connection may say nothing: each holds a thread."""
+
     def log_message(self, format: str, *args: object) -> None:
         """A scrape is no news."""
 
