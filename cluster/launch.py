@@ -17,6 +17,7 @@ from model.quantization import Quantization
 Device = Literal["cpu", "cuda"]
 CollectivesKind = Literal["nccl", "gloo", "shared_memory"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+BYTES_PER_ELEMENT: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 ENGINE_ACTOR = "cluster.replica.actor:EngineActor"
 WORKER_ACTOR = "cluster.worker.actor:WorkerActor"
@@ -47,6 +48,8 @@ class ReplicaSpec:
     """32 random bytes of this epoch: proves membership on the step channel."""
     speeds: tuple[float, ...] = ()
     """Relative speed of each rank's device, by which the model is cut; empty: all alike."""
+    room: tuple[float, ...] = ()
+    """Bytes that the ranks of each stage together have for weights; empty: unknown."""
     peers: PeersConfig = field(default_factory=PeersConfig)
     """Certificates of engine and workers."""
     metrics: MetricsConfig = field(default_factory=MetricsConfig)

@@ -8,18 +8,17 @@ from pathlib import Path
 
 from cluster.config import ArgosyConfig, ModelSection, PeersConfig
 from cluster.control.placement import Placement, UnplaceableError, place, take
-from cluster.control.room import check_room
+from cluster.control.room import check_room, weight_room
 from cluster.control.topology import Node
+from cluster.cut import cut
 from cluster.errors import ConfigurationError
 from cluster.ids import Epoch, ModelName, RegionId, ReplicaId
+from cluster.launch import BYTES_PER_ELEMENT as BYTES_PER_ELEMENT
 from cluster.launch import CollectivesKind, Device, Dtype, ReplicaSpec
 from model.config import ModelConfig, UnsupportedModelError
 from model.parallel.dims import ParallelDims
-from model.parallel.partition import PartitionError, RankShard, kv_block_bytes, partition
-from model.quantization import cut_quantum
+from model.parallel.partition import PartitionError, RankShard, kv_block_bytes
 from model.weights.tables import weight_bytes
-
-BYTES_PER_ELEMENT: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +88,7 @@ class ReplicaPlan:
             secret=secret,
             peers=peers,
             speeds=self.placement.speeds,
+            room=weight_room(self.placement, self.device, int(self.section.engine.kv_cache)),
         )
 
 
@@ -175,9 +175,10 @@ def plan_replica(wanted: WantedReplica, free: Sequence[Node], num_ranks: int) ->
     section, shape, dims = wanted.section, wanted.shape, wanted.dims
     shards = _cut(wanted)
     device, placement = _place(wanted, free)
-    if placement.speeds:
-        shards = _cut(wanted, placement.speeds)
     dtype = _dtype(section, shape, device)
+    room = weight_room(placement, device, int(section.engine.kv_cache))
+    if placement.speeds or room:
+        shards = _cut(wanted, dtype, placement.speeds, room)
     width = BYTES_PER_ELEMENT[dtype]
     block_bytes = [kv_block_bytes(shape, shard, section.engine.block_size, width) for shard in shards]
     num_blocks = int(section.engine.kv_cache) // max(block_bytes)
@@ -230,10 +231,11 @@ def _dtype(section: ModelSection, shape: ModelConfig, device: Device) -> Dtype:
     return dtype
 
 
-def _cut(wanted: WantedReplica, speeds: tuple[float, ...] = ()) -> tuple[RankShard, ...]:
+def _cut(
+    wanted: WantedReplica, dtype: Dtype = "float32", speeds: tuple[float, ...] = (), room: tuple[float, ...] = ()
+) -> tuple[RankShard, ...]:
     try:
-        quantum = cut_quantum(wanted.section.quantization)
-        return partition(wanted.shape, wanted.dims, quantum=quantum, weights=speeds or None)
+        return cut(wanted.shape, wanted.dims, wanted.section.quantization, dtype, speeds, room)
     except PartitionError as error:
         dims = wanted.dims
         where = f"tensor_parallel {dims.tp}, pipeline_parallel {dims.pp}"
@@ -244,7 +246,7 @@ def _cut(wanted: WantedReplica, speeds: tuple[float, ...] = ()) -> tuple[RankSha
 def _place(wanted: WantedReplica, free: Sequence[Node]) -> tuple[Device, Placement]:
     def can_cut(dims: ParallelDims) -> bool:
         try:
-            partition(wanted.shape, dims, quantum=cut_quantum(wanted.section.quantization))
+            cut(wanted.shape, dims, wanted.section.quantization)
         except PartitionError:
             return False
         return True

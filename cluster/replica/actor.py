@@ -12,6 +12,7 @@ import logging
 from argosy.internal.v1 import control_pb2, replica_pb2_grpc
 from cluster import rpc
 from cluster.clock import Clock, SystemClock
+from cluster.cut import cut_replica
 from cluster.launch import EngineAddresses, EngineSpec
 from cluster.peers import Role
 from cluster.replica.constraints import Constraints
@@ -31,8 +32,6 @@ from cluster.telemetry.exporter import exported, reachable
 from cluster.telemetry.tracing import Attributes, open_tracer
 from model.config import ModelConfig
 from model.parallel.dims import RankCoordinates
-from model.parallel.partition import partition
-from model.quantization import cut_quantum
 
 STOP_SECONDS = 5.0
 """How long ranks and routers get to end their connections."""
@@ -56,8 +55,7 @@ class EngineActor:
         self._clock = clock = clock or SystemClock()
         model = ModelConfig.from_checkpoint(replica.directory)
         self._identity = replica.peers.identity(Role.ENGINE)
-        quantum = cut_quantum(replica.quantization)
-        shards = partition(model, replica.dims, quantum=quantum, weights=replica.speeds or None)
+        shards = cut_replica(replica, model)
         self._executor = Executor(replica, shards, clock)
         place: Attributes = {
             "argosy.region": replica.region,

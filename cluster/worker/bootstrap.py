@@ -11,12 +11,11 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
+from cluster.cut import cut_replica
 from cluster.launch import ReplicaSpec, WorkerSpec
 from cluster.worker.state import WorkerState
 from cluster.worker.stepper import Runner
 from model.config import ModelConfig
-from model.parallel.partition import partition
-from model.quantization import cut_quantum
 
 if TYPE_CHECKING:
     import torch
@@ -92,9 +91,7 @@ def _make_context(
 
     replica, coordinates = spec.replica, spec.coordinates
     world_rank = coordinates.stage * replica.dims.tp + coordinates.tp_rank
-    quantum = cut_quantum(replica.quantization)
-    config, speeds = ModelConfig.from_checkpoint(replica.directory), replica.speeds or None
-    shard = partition(config, replica.dims, quantum=quantum, weights=speeds)[world_rank]
+    shard = cut_replica(replica, ModelConfig.from_checkpoint(replica.directory))[world_rank]
     store = None
     kind, _ = supported_kind(replica.collectives)
     if kind != "shared_memory" and replica.dims.world_size > 1:

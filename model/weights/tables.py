@@ -259,9 +259,9 @@ def weight_bytes(
     return rank_bytes(spec_for(config, quantization), shard, bytes_per_element)
 
 
-def part_bytes(config: ModelConfig, bytes_per_element: float) -> StageCosts:
+def part_bytes(config: ModelConfig, bytes_per_element: float, quantization: Quantization = "none") -> StageCosts:
     """Bytes of the whole weights of each layer, of the embedding, and of the head with its norm."""
-    spec, (whole,) = spec_for(config), partition(config, ParallelDims())
+    spec, (whole,) = spec_for(config, quantization), partition(config, ParallelDims())
 
     def held(stage: int, layers: Span) -> float:
         at = RankCoordinates(stage, 0)

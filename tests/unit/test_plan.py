@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 from cluster.config import ArgosyConfig, PeersConfig, parse_config
 from cluster.control.plan import logical_cpus, plan_region, read_shape, settled
 from cluster.control.topology import Node
+from cluster.cut import cut_replica
 from cluster.errors import ConfigurationError
 from cluster.ids import Epoch, RegionId
 from model.parallel.partition import partition
+from model.weights.tables import weight_bytes
 
 SHAPE = {
     "architectures": ["LlamaForCausalLM"],
@@ -95,8 +98,33 @@ def test_a_slower_kind_of_gpu_gets_fewer_layers_and_ranks_are_told(store: Path) 
     assert uneven.ranks[-1].shard.layers.size < even.ranks[-1].shard.layers.size
     spec = uneven.spec(RegionId("r"), Epoch(1), b"", PeersConfig())
     shape = read_shape(uneven.section, uneven.directory)
-    assert partition(shape, spec.dims, weights=spec.speeds) == tuple(rank.shard for rank in uneven.ranks)
+    assert cut_replica(spec, shape) == tuple(rank.shard for rank in uneven.ranks)
+    assert cut_replica(dataclasses.replace(spec, speeds=()), shape) != tuple(rank.shard for rank in uneven.ranks)
     assert even.placement.speeds == ()
+
+
+def test_stages_are_cut_so_that_their_weights_fit(store: Path) -> None:
+    """A hundred dense layers, slow and small, then a hundred of experts, quick and large: time alone overfills one."""
+    big = SHAPE | {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "num_hidden_layers": 200,
+        "hidden_size": 4096,
+        "intermediate_size": 16_384,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "num_experts": 64,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 512,
+        "mlp_only_layers": list(range(100)),
+    }
+    (store / "m" / "config.json").write_text(json.dumps(big))
+    section = {"pipeline_parallel": 2, "engine": {"allow_untested_gpu": True}}
+    (plan,) = plan_region(configuration(store, **section), [gpu_node("a", "H100"), gpu_node("b", "H100")])
+    shape = read_shape(plan.section, plan.directory)
+    shards = tuple(rank.shard for rank in plan.ranks)
+    assert max(weight_bytes(shape, shard, 2) for shard in partition(shape, plan.dims)) > 80e9
+    assert all(rank.weight_bytes + rank.kv_bytes < 74e9 for rank in plan.ranks)
+    assert cut_replica(plan.spec(RegionId("r"), Epoch(1), b"", PeersConfig()), shape) == shards
 
 
 def test_what_does_not_fit_the_devices_memory_is_refused(store: Path) -> None:
