@@ -11,6 +11,7 @@ import ipaddress
 import json
 import logging
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from socketserver import ThreadingMixIn
@@ -35,7 +36,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A scraper that went away, or a stranger who said nothing."""
-        logger.debug("metrics: %s", client_address, exc_info=True)
+        logger.debug("metrics: %s: %r", client_address, sys.exception() or "gone")
 
 
 class _ServerOnIPv6(_Server):
