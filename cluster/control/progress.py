@@ -48,10 +48,11 @@ class ProgressBook:
         return told
 
     def _learn(self, status: control_pb2.ReplicaStatus) -> None:
-        if status.model not in self._took or self._entered:
+        entered = [key for key in self._entered if key[0] == status.replica_id]
+        if entered or status.model not in self._took:
             took = {phase: max((rank.phase_seconds[phase] for rank in status.ranks), default=0.0) for phase in PHASES}
             self._took[status.model] = took
-        for key in [key for key in self._entered if key[0] == status.replica_id]:
+        for key in entered:
             del self._entered[key]
 
     def _remaining(self, status: control_pb2.ReplicaStatus, rank: control_pb2.RankStatus, now: float) -> float | None:
