@@ -13,6 +13,7 @@ import grpc.aio
 from argosy.internal.v1 import control_pb2_grpc
 from cluster.clock import SystemClock
 from cluster.config import ArgosyConfig, KubernetesDiscovery
+from cluster.control.applying import Applying
 from cluster.control.controller import Controller
 from cluster.control.machines import Machines
 from cluster.control.ray_backend import RayBackend
@@ -56,7 +57,8 @@ class ControllerActor:
         identity = self._config.peers.identity(Role.CONTROLLER)
         self._server = private_server(identity)
         control_pb2_grpc.add_DirectoryServiceServicer_to_server(Directory(self._view), self._server)  # type: ignore[no-untyped-call]
-        control = Control(self._view, self.stop, self._controller.orders.drain)
+        applying = Applying(self._config, self._controller, SystemClock())
+        control = Control(self._view, self.stop, self._controller.orders.drain, applying.apply)
         control_pb2_grpc.add_ControlServiceServicer_to_server(control, self._server)  # type: ignore[no-untyped-call]
         address = private_listen(self._server, self._config.controller.listen, "controller.listen", identity)
         if self._config.discovery.kubernetes is not None:

@@ -19,7 +19,7 @@ from cluster.control.drain import Drains, Orders
 from cluster.control.placement import UnplaceableError
 from cluster.control.plan import ReplicaPlan, WantedReplica, plan_replica, wanted_replicas
 from cluster.control.progress import READY, ProgressBook
-from cluster.control.reconcile import Health, Observation, Phase, Policy, Record, Start, Stop, reconcile
+from cluster.control.reconcile import Drain, Health, Observation, Phase, Policy, Record, Start, Stop, reconcile
 from cluster.control.report import directory_entry, replica_status
 from cluster.control.service import RegionView
 from cluster.errors import ConfigurationError
@@ -65,7 +65,7 @@ class Controller:
         self._config = config
         self._policy = Policy(start_timeout=config.controller.start_timeout_seconds)
         self._wanted = {replica.replica_id: replica for replica in wanted_replicas(config)}
-        self._num_ranks = sum(replica.dims.world_size for replica in self._wanted.values())
+        self._announce()
         self._records: dict[ReplicaId, Record] = {}
         self._seen: dict[ReplicaId, Observation] = {}
         self._told: dict[ReplicaId, control_pb2.ReplicaStatus] = {}
@@ -118,6 +118,39 @@ class Controller:
         return self._view.directory is not directory or any(
             record.phase is not Phase.READY for record in self._records.values()
         )
+
+    @property
+    def wanted(self) -> dict[ReplicaId, WantedReplica]:
+        """What the region shall run, with what was decided where the configuration left it open."""
+        return dict(self._wanted)
+
+    def record(self, replica_id: ReplicaId) -> Record | None:
+        """How a replica stands."""
+        return self._records.get(replica_id)
+
+    async def want(self, wanted: WantedReplica) -> None:
+        """From now on want this replica, in this shape; one that runs is not disturbed."""
+        replica_id = wanted.replica_id
+        if replica_id not in self._records:
+            epoch = await self._backend.last_epoch(replica_id)
+            self._records[replica_id] = Record(replica_id, epoch=epoch, since=self._clock.monotonic())
+        self._wanted[replica_id] = wanted
+        self._announce()
+
+    def forget(self, replica_id: ReplicaId) -> None:
+        """From now on do not want it; whatever still runs is ended."""
+        self._wanted.pop(replica_id, None)
+        self._drains.replicas.pop(replica_id, None)
+        self._announce()
+
+    def order(self, replica_id: ReplicaId, drain: Drain) -> None:
+        """Let it leave in order."""
+        self._drains.replicas[replica_id] = drain
+
+    def _announce(self) -> None:
+        """Tell routers which models there are to be."""
+        self._num_ranks = sum(replica.dims.world_size for replica in self._wanted.values())
+        self._view.announce({replica.section.name: replica for replica in self._wanted.values()}.values())
 
     async def shut_down(self) -> None:
         """Stop wanting anything, and wait until every process has ended."""

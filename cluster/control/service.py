@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ import grpc.aio
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from argosy.internal.v1 import control_pb2, control_pb2_grpc
+from cluster.control.plan import WantedReplica
 from cluster.control.reconcile import Drain
 from cluster.errors import FieldViolation, Reason, ServiceError
 from cluster.telemetry.exporter import reachable
@@ -42,11 +43,16 @@ class DrainFunction(Protocol):
     async def __call__(self, target: DrainTarget, drain: Drain, *, undo: bool) -> None: ...
 
 
+ApplyFunction = Callable[[control_pb2.ApplyRequest], AsyncIterator[control_pb2.ApplyResponse]]
+"""Carries a wanted state out."""
+
+
 class RegionView:
     """The region as last published. One writer; any number of watchers, each of which always gets the newest."""
 
     def __init__(self, region: str) -> None:
         self.directory = control_pb2.WatchReplicasResponse(region=region, version=1)
+        self._models: list[control_pb2.WantedModel] = []
         self._started_at = Timestamp()
         self._started_at.GetCurrentTime()
         self.status = control_pb2.GetStatusResponse(region=region, started_at=self._started_at)
@@ -87,6 +93,16 @@ class RegionView:
     def is_sent_away(self, router_id: str) -> bool:
         return router_id in self._sent_away
 
+    def announce(self, wanted: Iterable[WantedReplica]) -> None:
+        """Tell watchers which models there are to be: one replica of each is given."""
+        self._models = [
+            control_pb2.WantedModel(
+                name=one.section.name, section=one.section.model_copy(update={"path": one.directory}).model_dump_json()
+            )
+            for one in wanted
+        ]
+        self._tell(list(self.directory.replicas), self.directory.version + 1)
+
     def publish(
         self,
         replicas: list[control_pb2.ReplicaStatus],
@@ -103,8 +119,12 @@ class RegionView:
         if directory == list(self.directory.replicas):
             return
         grown = _members(directory) != _members(self.directory.replicas)
-        version = self.directory.version + int(grown)
-        self.directory = control_pb2.WatchReplicasResponse(region=region, version=version, replicas=directory)
+        self._tell(directory, self.directory.version + int(grown))
+
+    def _tell(self, replicas: list[control_pb2.DirectoryEntry], version: int) -> None:
+        self.directory = control_pb2.WatchReplicasResponse(
+            region=self.status.region, version=version, replicas=replicas, models=self._models
+        )
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -178,8 +198,13 @@ class Control(control_pb2_grpc.ControlServiceServicer):
     """For operators."""
 
     def __init__(
-        self, view: RegionView, shut_down: Callable[[], Awaitable[None]], drain: DrainFunction | None = None
+        self,
+        view: RegionView,
+        shut_down: Callable[[], Awaitable[None]],
+        drain: DrainFunction | None = None,
+        apply: ApplyFunction | None = None,
     ) -> None:
+        self._apply = apply
         self._view = view
         self._shut_down = shut_down
         self._drain = drain
@@ -210,6 +235,13 @@ class Control(control_pb2_grpc.ControlServiceServicer):
         order = Drain(grace, restart=request.restart)
         await self._drain(DrainTarget(kind, getattr(request, kind)), order, undo=request.undo)
         return control_pb2.DrainResponse()
+
+    async def Apply(  # noqa: N802
+        self, request: control_pb2.ApplyRequest, context: Context
+    ) -> AsyncIterator[control_pb2.ApplyResponse]:
+        assert self._apply is not None
+        async for event in self._apply(request):
+            yield event
 
     async def Shutdown(  # noqa: N802
         self, request: control_pb2.ShutdownRequest, context: Context

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from argosy.v1 import inference_pb2 as api
 from cluster.config import ArgosyConfig, ModelSection
@@ -19,6 +22,8 @@ from cluster.router.chat_template import TemplateRefusedError
 from cluster.router.tokenizer import ModelTokenizer, has_template
 from cluster.router.validate import ModelLimits, SamplingDefaults
 from model.config import ModelConfig
+
+log = logging.getLogger(__name__)
 
 INLINE_CHARACTERS = 8192
 """Longer texts are tokenised on another thread, so that they hold up no other stream."""
@@ -72,6 +77,8 @@ class Catalogue(Mapping[str, ServedModel]):
 
     def __init__(self, models: Mapping[str, ServedModel]) -> None:
         self._models = dict(sorted(models.items()))
+        self.refused: set[str] = set()
+        """Models that were to be added and cannot be served here."""
 
     @classmethod
     def load(cls, config: ArgosyConfig) -> Catalogue:
@@ -81,6 +88,26 @@ class Catalogue(Mapping[str, ServedModel]):
             ConfigurationError: a model's directory is missing or cannot be served.
         """
         return cls({section.name: _served_model(section, config) for section in config.models})
+
+    def add(self, name: str, text: str, config: ArgosyConfig) -> ModelSection | None:
+        """Serve one more model from now on.
+
+        Args:
+            text: its section as JSON.
+
+        Returns:
+            The section; None if it cannot be served here, which is logged and remembered.
+        """
+        try:
+            section = ModelSection.model_validate_json(text)
+            model = _served_model(section, config)
+        except (ValidationError, ConfigurationError) as error:
+            log.error("model %s cannot be served by this router: %s", name, error)
+            self.refused.add(name)
+            return None
+        self._models = dict(sorted({**self._models, name: model}.items()))
+        log.info("model %s was added", name)
+        return section
 
     def close(self) -> None:
         """End what runs for the models."""

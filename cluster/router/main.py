@@ -8,7 +8,7 @@ import logging
 import math
 import random
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -26,7 +26,7 @@ from cluster.identity.authenticator import Authenticator
 from cluster.identity.interceptor import IdentityInterceptor
 from cluster.identity.keys import SECRET_FILE, read_secret
 from cluster.identity.oidc import OidcVerifier
-from cluster.ids import RouterId, new_router_id
+from cluster.ids import ModelName, RegionId, RouterId, new_router_id
 from cluster.ledger.export import export_always, sink_of
 from cluster.ledger.ledger import StoredLedger
 from cluster.ledger.opening import open_ledger
@@ -157,7 +157,8 @@ async def serve(
             address = rpc.listen(server, config.router.listen, "router.listen", credentials)
             await server.start()
             scraped = exports.enter_context(exported(metrics.registry, config.metrics.router, "metrics.router"))
-            on_directory = functools.partial(_on_directory, fleet, config.region, stop)
+            learn = functools.partial(_learn_models, catalogue, config, traffic)
+            on_directory = functools.partial(_on_directory, fleet, config.region, stop, learn)
             check = functools.partial(identity.check_exposure, key="discovery.kubernetes")
             follow = functools.partial(
                 watch_region,
@@ -269,8 +270,32 @@ def _add_management(
     usage_pb2_grpc.add_UsageServiceServicer_to_server(usage, server)  # type: ignore[no-untyped-call]
 
 
-def _on_directory(fleet: Fleet, region: str, stop: asyncio.Event, directory: control_pb2.WatchReplicasResponse) -> None:
-    """Use what a controller offers. That of the own region may also end this router."""
+def _learn_models(
+    catalogue: Catalogue,
+    config: ArgosyConfig,
+    traffic: dict[ModelName, ModelTraffic],
+    wanted: Iterable[control_pb2.WantedModel],
+) -> None:
+    """Serve models that were added to the region after this router started. One that cannot be read is left out."""
+    for model in wanted:
+        if model.name in catalogue or model.name in catalogue.refused:
+            continue
+        if (added := catalogue.add(model.name, model.section, config)) is not None:
+            regions = frozenset(map(RegionId, added.regions))
+            served = catalogue[model.name]
+            traffic[ModelName(model.name)] = ModelTraffic(served.block_size, served.batch_tokens, regions)
+
+
+def _on_directory(
+    fleet: Fleet,
+    region: str,
+    stop: asyncio.Event,
+    learn: Callable[[Iterable[control_pb2.WantedModel]], None],
+    directory: control_pb2.WatchReplicasResponse,
+) -> None:
+    """Use what a controller offers. That of the own region may also add models, and end this router."""
+    if directory.region == region:
+        learn(directory.models)
     if directory.drain and directory.region == region and not stop.is_set():
         log.info("the controller sends this router away")
         stop.set()
