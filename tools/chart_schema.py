@@ -15,7 +15,7 @@ from cluster.config import ArgosyConfig
 SCHEMA = Path(__file__).parents[1] / "deploy" / "helm" / "argosy" / "values.schema.json"
 
 SET_BY_THE_CHART = {
-    "ArgosyConfig": ("model_store", "regions", "peers", "metrics"),
+    "ArgosyConfig": ("model_store", "regions", "peers", "metrics", "discovery"),
     "RouterConfig": ("listen", "tls"),
     "ControllerConfig": ("listen",),
     "RayConfig": ("address", "num_cpus"),

@@ -126,8 +126,8 @@ def test_every_pod_is_under_a_policy_and_the_default_is_to_deny(file: Path | Non
     # Ray's ports are open to the release's own pods and, where regions were listed, to their networks.
     for rule in ray["ingress"]:
         assert rule["from"], "a rule without `from` lets everybody in"
-    monitoring = ray["ingress"][1]
-    assert [port["port"] for port in monitoring["ports"]] == [9464]
+    ports = [[(port["port"], port.get("endPort")) for port in rule.get("ports", [])] for rule in ray["ingress"]]
+    assert ports == [[], [(50052, None)], [(9464, 9466)]], "routers and nodes, the job that applies, Prometheus"
 
 
 @every_way
@@ -195,8 +195,11 @@ def test_discovery_may_read_what_it_reads_and_no_more() -> None:
         ("ClusterRole", "serving-r-argosy-nodes", "r-argosy-ray"),
     }
     pool = named(found, "StatefulSet", "r-argosy-pool-cpu")["spec"]["template"]["spec"]
-    drain = pool["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert pool["terminationGracePeriodSeconds"] >= drain + 30, "Ray drains its node after that"
+    sleep = pool["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    config = parse_config(yaml.safe_load(named(found, "ConfigMap", "r-argosy")["data"]["argosy.yaml"]))
+    assert config.discovery.kubernetes is not None
+    assert sleep > config.discovery.kubernetes.drain_seconds
+    assert pool["terminationGracePeriodSeconds"] >= sleep + 30, "Ray drains its node after that"
 
 
 def test_a_controller_is_found_by_its_region() -> None:
@@ -261,7 +264,7 @@ def test_adapters_link_domains_and_shared_memory_reach_the_pod() -> None:
 
 
 def test_a_job_fills_a_shared_store_and_pods_wait_for_it() -> None:
-    (job,) = of_kind(ci("aws"), "Job")
+    (job,) = [job for job in of_kind(ci("aws"), "Job") if "-pull-" in job["metadata"]["name"]]
     command = ["argosy", "pull", "--store=/models", "deepseek-ai/DeepSeek-V3"]
     (puller,) = job["spec"]["template"]["spec"]["containers"]
     assert puller["command"] == command
@@ -273,6 +276,17 @@ def test_a_job_fills_a_shared_store_and_pods_wait_for_it() -> None:
     # A model with a path is somebody else's to bring.
     for _, template in pod_templates(ci("bare-metal")):
         assert not [container for container in containers(template) if container["name"].startswith("pull")]
+
+
+def test_a_new_configuration_is_a_new_job_that_tells_the_controller() -> None:
+    before, same, after = (
+        [job for job in of_kind(found, "Job") if "-apply-" in job["metadata"]["name"]]
+        for found in (objects(None), render(), render(sets={"config.region": "eu"}))
+    )
+    assert before[0]["metadata"]["name"] == same[0]["metadata"]["name"] != after[0]["metadata"]["name"]
+    (apply,) = before[0]["spec"]["template"]["spec"]["containers"]
+    assert "--address=r-argosy-controller.serving.svc:50052" in apply["command"]
+    assert "/etc/argosy/peers/operator" in [mount["mountPath"] for mount in apply["volumeMounts"]]
 
 
 def test_certificates_reach_those_who_use_them() -> None:

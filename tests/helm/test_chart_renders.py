@@ -60,7 +60,7 @@ def test_every_object_is_valid_for_three_versions_of_kubernetes(files: tuple[Pat
     for number, pod in enumerate(pods):
         pod["metadata"] = {**pod["metadata"], "name": f"pod-{number}"}
     for objects in (plain, kuberay):
-        names = [(found["kind"], found["metadata"]["name"]) for found in objects]
+        names = [(item["kind"], item["metadata"].get("namespace"), item["metadata"]["name"]) for item in objects]
         assert len(set(names)) == len(names), "two objects of one name"
     for found in [*plain, *kuberay, *pods]:
         check(json.dumps(found, sort_keys=True))

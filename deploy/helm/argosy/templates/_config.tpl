@@ -10,6 +10,9 @@
 {{- $_ := set $config "peers" (include "argosy.config.peers" . | fromYaml) -}}
 {{- $_ := set $config "metrics" (dict "controller" "0.0.0.0:9464" "router" "0.0.0.0:9465" "engines" "0.0.0.0:9466") -}}
 {{- $_ := set $config "log" (merge (default dict $config.log) (dict "format" "json" "files" false)) -}}
+{{- if .Values.discovery.enabled -}}
+{{- $_ := set $config "discovery" (dict "kubernetes" (include "argosy.config.discovery" . | fromYaml)) -}}
+{{- end -}}
 {{- with .Values.regions -}}
 {{- $_ := set $config "regions" . -}}
 {{- end -}}
@@ -49,13 +52,20 @@ authority: /etc/argosy/peers/{role}/ca.crt
 {{- end -}}
 {{- end -}}
 
+{{- define "argosy.config.discovery" -}}
+namespaces: {{ .Values.discovery.namespaces | toJson }}
+link_domain_label: {{ .Values.discovery.linkDomainLabel }}
+rack_label: {{ .Values.discovery.rackLabel }}
+drain_seconds: {{ .Values.ray.drainSeconds }}
+{{- end -}}
+
 {{/* Roles that the processes of a pod play among our own. */}}
 {{- define "argosy.peerRoles" -}}
-{{- $roles := dict "router" (list "router") "head" (list "controller" "operator") "worker" (list "engine" "worker") -}}
+{{- $roles := dict "router" (list "router") "head" (list "controller" "operator") "worker" (list "engine" "worker") "apply" (list "operator") -}}
 {{- index $roles . | toJson -}}
 {{- end -}}
 
-{{/* Call with (dict "root" $ "pod" "router"|"head"|"worker"). */}}
+{{/* Call with (dict "root" $ "pod" "router"|"head"|"worker"|"apply"). */}}
 {{- define "argosy.peerMounts" -}}
 {{- if ne .root.Values.peers.mode "plain" }}
 {{- range include "argosy.peerRoles" .pod | fromJsonArray }}

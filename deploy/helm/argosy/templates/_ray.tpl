@@ -231,7 +231,7 @@ spec:
   priorityClassName: {{ . }}
   {{- end }}
   # On SIGTERM Ray drains its node for up to 30 seconds.
-  terminationGracePeriodSeconds: {{ add (int $root.Values.ray.terminationGracePeriodSeconds) (ternary (int $root.Values.ray.drainSeconds) 0 $root.Values.discovery.enabled) }}
+  terminationGracePeriodSeconds: {{ add (int $root.Values.ray.terminationGracePeriodSeconds) (ternary (add (int $root.Values.ray.drainSeconds) 15) 0 $root.Values.discovery.enabled) }}
   securityContext:
     {{- include "argosy.podSecurity" $root | nindent 4 }}
     {{- with $pool.supplementalGroups }}
@@ -275,7 +275,7 @@ spec:
       lifecycle:
         preStop:
           sleep:
-            seconds: {{ $root.Values.ray.drainSeconds }}
+            seconds: {{ add (int $root.Values.ray.drainSeconds) 15 }}
       {{- end }}
       securityContext:
         {{- include "argosy.containerSecurity" (ternary (list "IPC_LOCK") list (gt (int $pool.rdma.count) 0)) | nindent 8 }}
