@@ -25,6 +25,7 @@ class Placement:
     """The node of each rank, by stage and tensor rank."""
 
     rank_nodes: tuple[Group, ...]
+    device: Device
 
     @property
     def stage_nodes(self) -> tuple[Node, ...]:
@@ -42,13 +43,14 @@ class Placement:
 
     @property
     def speeds(self) -> tuple[float, ...]:
-        """Relative speed of each world rank's GPU; empty if all are alike, or a kind is unknown.
+        """Relative speed of each world rank's GPU; empty on CPUs, if all are alike, or if a kind is unknown.
 
         Memory bandwidth sets the pace of decoding.
         """
         kinds = [KINDS.get(node.device_kind) for group in self.rank_nodes for node in group]
         known = [kind.memory_bandwidth / 1e12 for kind in kinds if kind is not None]
-        return tuple(known) if len(known) == len(kinds) and len(set(known)) > 1 else ()
+        are_unlike = self.device == "cuda" and len(known) == len(kinds) and len(set(known)) > 1
+        return tuple(known) if are_unlike else ()
 
 
 class UnplaceableError(ValueError):
@@ -77,13 +79,13 @@ def place(
     return placement
 
 
-def take(nodes: Sequence[Node], placement: Placement, device: Device) -> list[Node]:
+def take(nodes: Sequence[Node], placement: Placement) -> list[Node]:
     """The inventory that is left once `placement` is in use."""
     left = []
     for node in nodes:
         ranks = sum(1 for group in placement.rank_nodes for used in group if used.node_id == node.node_id)
         engine = 1 if placement.engine_node.node_id == node.node_id else 0
-        gpus = ranks if device == "cuda" else 0
+        gpus = ranks if placement.device == "cuda" else 0
         left.append(replace(node, cpus=node.cpus - ranks - engine, gpus=node.gpus - gpus))
     return left
 
@@ -92,7 +94,8 @@ def _try_place(dims: ParallelDims, device: Device, nodes: Sequence[Node]) -> Pla
     for pool in _pools(device, nodes):
         found = [way for engine in pool if (way := _from(engine, dims, device, pool))]
         if found:
-            return Placement(min(found, key=lambda way: (*_cost(way, dims, device, pool), way[0][0].node_id)))
+            best = min(found, key=lambda way: (*_cost(way, dims, device, pool), way[0][0].node_id))
+            return Placement(best, device)
     return None
 
 

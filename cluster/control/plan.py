@@ -88,7 +88,7 @@ class ReplicaPlan:
             secret=secret,
             peers=peers,
             speeds=self.placement.speeds,
-            room=weight_room(self.placement, self.device, int(self.section.engine.kv_cache)),
+            room=weight_room(self.placement, int(self.section.engine.kv_cache)),
         )
 
 
@@ -149,7 +149,7 @@ def plan_region(config: ArgosyConfig, nodes: Sequence[Node]) -> list[ReplicaPlan
             plan = plan_replica(replica, free, num_ranks)
         except UnplaceableError as error:
             raise ConfigurationError(f"replica {replica.replica_id} cannot be placed: {error}") from None
-        free = take(free, plan.placement, plan.device)
+        free = take(free, plan.placement)
         plans.append(plan)
     check_room("all replicas", [rank for plan in plans for rank in plan.ranks])
     return plans
@@ -176,7 +176,7 @@ def plan_replica(wanted: WantedReplica, free: Sequence[Node], num_ranks: int) ->
     shards = _cut(wanted)
     device, placement = _place(wanted, free)
     dtype = _dtype(section, shape, device)
-    room = weight_room(placement, device, int(section.engine.kv_cache))
+    room = weight_room(placement, int(section.engine.kv_cache))
     if placement.speeds or room:
         shards = _cut(wanted, dtype, placement.speeds, room)
     width = BYTES_PER_ELEMENT[dtype]

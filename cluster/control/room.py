@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 from cluster.control.capacity.devices import KINDS, usable_bytes
 from cluster.control.placement import Placement
 from cluster.errors import ConfigurationError
-from cluster.launch import Device
 
 if TYPE_CHECKING:
     from cluster.control.plan import RankPlan
 
 
-def weight_room(placement: Placement, device: Device, kv_bytes: int) -> tuple[float, ...]:
+def weight_room(placement: Placement, kv_bytes: int) -> tuple[float, ...]:
     """Bytes that the ranks of each stage together have for weights; empty on CPUs, or if a kind of GPU is unknown.
 
     Args:
@@ -22,7 +21,7 @@ def weight_room(placement: Placement, device: Device, kv_bytes: int) -> tuple[fl
     """
     kinds = [[KINDS.get(node.device_kind) for node in group] for group in placement.rank_nodes]
     known = [[usable_bytes(kind) - kv_bytes for kind in group if kind is not None] for group in kinds]
-    if device != "cuda" or any(len(some) != len(group) for some, group in zip(known, kinds, strict=True)):
+    if placement.device != "cuda" or any(len(some) != len(group) for some, group in zip(known, kinds, strict=True)):
         return ()
     return tuple(map(sum, known))
 

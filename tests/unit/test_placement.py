@@ -80,7 +80,7 @@ def test_a_placement_fits_and_is_only_refused_when_none_fits(nodes: list[Node], 
     except UnplaceableError:
         assert not any(_fits_with_engine_on(first, dims, device, nodes) for first in nodes)
         return
-    for left in take(nodes, placement, device):
+    for left in take(nodes, placement):
         assert left.cpus >= 0
         assert left.gpus >= 0
     visits = [stage.node_id for stage in placement.stage_nodes]

@@ -117,7 +117,7 @@ def test_no_tensor_group_ever_crosses_a_link_domain(nodes: list[Node], tp: int, 
     assert [len(group) for group in placement.rank_nodes] == [tp] * pp
     for group in placement.rank_nodes:
         assert len({(member.link_domain, member.device_kind) for member in group}) == 1
-    assert all(left.gpus >= 0 and left.cpus >= 0 for left in take(nodes, placement, "cuda"))
+    assert all(left.gpus >= 0 and left.cpus >= 0 for left in take(nodes, placement))
 
 
 @given(
@@ -149,6 +149,7 @@ def test_labels_come_from_ray() -> None:
 def test_unlike_gpus_have_their_speeds_and_unknown_ones_none() -> None:
     mixed = place(ParallelDims(2, 2), "cuda", [node("a", 2), node("b", 2, "A100")])
     assert mixed.speeds == (3.35, 3.35, 2.04, 2.04)
+    assert place(ParallelDims(2, 2), "cpu", [node("a", 2, cpus=3), node("b", 2, "A100", cpus=2)]).speeds == ()
     assert place(ParallelDims(2, 2), "cuda", [node("a", 2), node("b", 2)]).speeds == ()
     assert place(ParallelDims(2, 2), "cuda", [node("a", 2), node("b", 2, "B17")]).speeds == ()
 
