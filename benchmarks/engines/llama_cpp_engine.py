@@ -5,15 +5,19 @@ The high-level class of its Python package serves one sequence; the interface be
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import llama_cpp as cpp
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+# `benchmarks.peers` leaves the library where it was built.
+os.environ.setdefault("LLAMA_CPP_LIB_PATH", str(Path(sys.prefix) / "build" / "bin"))
+
+import llama_cpp as cpp
 
 from benchmarks.engines.protocol import Times, serve
 
