@@ -13,7 +13,7 @@ from cluster.errors import ConfigurationError
 SUBCOMMANDS = {
     "pull": "Bring a model into the store, ready to be served.",
     "up": "Start everything that a YAML file describes; Ctrl-C ends it.",
-    "submit": "Run a region or a batch of prompts as a Ray job, or a batch here.",
+    "submit": "Run a region, or a batch of prompts, as a Ray job; or a batch here.",
     "demo": "Start a small region, ask it one question, end it.",
     "generate": "Ask a model once and stream the answer.",
     "chat": "Talk to a model in the terminal.",

@@ -157,7 +157,7 @@ def test_up_refuses_an_address_of_another_machine(home: Path) -> None:
     assert_one_line(up(home, router={"listen": "192.0.2.77:50051"}), "router.listen", "192.0.2.77")
 
 
-@pytest.mark.parametrize(("address", "says"), [("127.0.0.1:1", "nothing answers at"), ("auto", "neither `local` nor")])
+@pytest.mark.parametrize(("address", "says"), [("127.0.0.1:1", "nothing answers at"), ("nowhere", "neither `local` nor")])
 def test_up_refuses_a_ray_cluster_that_is_not_there(home: Path, address: str, says: str) -> None:
     assert_one_line(up(home, ray={"address": address}), "ray.address", says)
 
