@@ -6,9 +6,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 
+from cluster.cli import argosy
 from cluster.config import parse_config
 from cluster.control.topology import LINK_DOMAIN_LABEL, RACK_LABEL
 from cluster.discovery.objects import CONTROLLER_PORT, REGION_LABEL
@@ -141,6 +143,23 @@ def test_ray_never_starts_without_its_token(file: Path | None, kuberay: bool) ->
                 assert set(has["RAY_AUTH_TOKEN"]) == {"secretKeyRef"}
                 seen += 1
     assert seen >= 3
+
+
+@every_way
+def test_every_command_is_one_with_those_options(file: Path | None, kuberay: bool) -> None:
+    from ray.scripts.scripts import start
+
+    for name, template in pod_templates(objects(file, kuberay)):
+        for container in containers(template):
+            program, *words = container["command"]
+            if program == "install":
+                continue
+            group: click.Group = argosy if program == "argosy" else click.Group(commands={"start": start})
+            command = group.get_command(click.Context(group), words[0])
+            assert command is not None, f"{name}: {container['command']}"
+            # Parsed, not run; a mistake is a UsageError.
+            with command.make_context(words[0], words[1:]):
+                pass
 
 
 def test_a_router_has_time_to_end_its_streams() -> None:

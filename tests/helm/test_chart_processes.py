@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from argosy.v1 import inference_pb2, inference_pb2_grpc
 from cluster.config import default_store
-from tests.support.helm import Object, named, render
+from tests.support.helm import Object, named, of_kind, render
 from tests.support.pods import POD_IP, PodMachine, Running
 from tests.support.region import free_ports, wait_until
 
@@ -55,6 +55,11 @@ def world(smollm2_dir: Path) -> Iterator[World]:
         "region": pods["StatefulSet"]["containers"][1],
         "worker": pool["containers"][0],
         "router": pods["Deployment"]["containers"][0],
+        "apply": next(
+            job["spec"]["template"]["spec"]["containers"][0]
+            for job in of_kind(objects, "Job")
+            if "-apply-" in job["metadata"]["name"]
+        ),
     }
     addresses = {
         "r-argosy-head.serving.svc": POD_IP,
@@ -122,6 +127,11 @@ def test_a_client_streams_with_a_key_and_not_without(world: World) -> None:
         with pytest.raises(grpc.RpcError) as refused:
             list(stranger.Generate(inference_pb2.GenerateRequest(model=MODEL, prompt="x"), timeout=30))
     assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
+
+
+def test_the_job_that_applies_reaches_the_controller(world: World) -> None:
+    job = world.containers["apply"]
+    assert "Nothing differs" in world.machine.run(job, *job["command"])
 
 
 def test_the_region_container_restarts_under_a_stream(world: World) -> None:
