@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cluster.clock import Clock
+from cluster.errors import Reason
 from cluster.ids import ModelName
 from cluster.ledger.ledger import StoredLedger
 from cluster.router.fleet import Fleet
@@ -25,6 +26,7 @@ async def keep_gauges(
     """Refresh them for ever; ends by cancellation. Here and not at a scrape, whose thread must not walk the loop's
     dictionaries."""
     names = tuple(map(ModelName, models))
+    metrics.expect(names, ("OK", "CANCELLED", *(reason.name for reason in Reason)))
     while True:
         for name in names:
             metrics.ready_replicas.labels(name).set(fleet.num_ready(name))

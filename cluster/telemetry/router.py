@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
@@ -11,6 +12,8 @@ from cluster.telemetry.instruments import Instruments
 
 PROVIDER = "argosy"
 OPERATION = "chat"
+KINDS = ("prompt", "cached", "completion")
+"""Of tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,19 @@ class RouterMetrics:
         self._gen_ai_usage = make.histogram(names.GEN_AI_USAGE)
         self._tenants: set[str] = set()
 
+    def expect(self, models: Iterable[str], reasons: Iterable[str]) -> None:
+        """Begin every series of these models at 0: a counter that appears with its first event hides that event, since
+        Prometheus sees no increase."""
+        reasons = tuple(reasons)
+        for model in models:
+            for reason in reasons:
+                self.requests.labels(model, reason)
+            for kind in KINDS:
+                self.tokens.labels(model, kind)
+            self.continuations.labels(model)
+            for histogram in (self._gaps, self._first_token, self._token_time, self._request_time, self._queue):
+                histogram.labels(model)
+
     def observe(self, request: RequestFigures) -> None:
         """A request ended, in whatever way."""
         model = request.model
@@ -87,12 +103,8 @@ class RouterMetrics:
 
     def _count_tokens(self, request: RequestFigures, gen_ai: tuple[str, str, str]) -> None:
         tenant = self._label_of(request.tenant)
-        kinds = (
-            ("prompt", request.prompt_tokens),
-            ("cached", request.cached_tokens),
-            ("completion", request.completion_tokens),
-        )
-        for kind, count in kinds:
+        counts = (request.prompt_tokens, request.cached_tokens, request.completion_tokens)
+        for kind, count in zip(KINDS, counts, strict=True):
             self.tokens.labels(request.model, kind).inc(count)
             self._tenant_tokens.labels(tenant, kind).inc(count)
         self._tenant_device_time.labels(tenant).inc(request.device_seconds)

@@ -111,6 +111,8 @@ async def test_a_router_exports_its_catalogue(smollm2_dir: Path, tmp_path: Path)
             text = await asyncio.to_thread(fetch, address)
     assert_as_catalogued(text, CATALOGUE["router"])
     assert total(text, "argosy_router_requests_total", reason="OK") == 1
+    lost = 'argosy_router_requests_total{model="smollm2",reason="REPLICA_LOST"} 0.0'
+    assert lost in text, "a series that began with its first failure would hide it"
     assert total(text, "gen_ai_client_token_usage_tokens_sum", gen_ai_token_type="output") == 8
     assert total(text, "argosy_router_token_seconds_count") == 1
 

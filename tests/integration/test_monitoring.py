@@ -9,6 +9,7 @@ import random
 import re
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -92,17 +93,14 @@ async def _load(faults: FaultWorld, controller: ControllerMetrics) -> None:
 async def _until_all_have_data(prometheus: Prometheus) -> None:
     """A rate needs two scrapes of a series, and the moved stream's series begin with the killed rank."""
     wanted = dict(panel_queries()) | {record.name: record.name for record in RECORDS}
-    async with asyncio.timeout(100):
-        while True:
-            empty = []
-            for where, query in wanted.items():
-                result = await asyncio.to_thread(prometheus.query, query)
-                if not any(sample["value"][1] != "NaN" for sample in result):
-                    empty.append(where)
-            if not empty:
-                return
-            wanted = {where: wanted[where] for where in empty}
-            await asyncio.sleep(0.5)
+    end = time.monotonic() + 100
+    while wanted:
+        for where, query in list(wanted.items()):
+            result = await asyncio.to_thread(prometheus.query, query)
+            if any(sample["value"][1] != "NaN" for sample in result):
+                del wanted[where]
+        assert time.monotonic() < end, f"no data: {wanted}"
+        await asyncio.sleep(0.5)
 
 
 Series = dict[str, str]
