@@ -16,7 +16,7 @@ SCHEMA = Path(__file__).parents[1] / "deploy" / "helm" / "argosy" / "values.sche
 
 SET_BY_THE_CHART = {
     "ArgosyConfig": ("model_store", "regions", "peers", "metrics", "discovery"),
-    "RouterConfig": ("listen", "tls"),
+    "RouterConfig": ("http_listen", "listen", "tls"),
     "ControllerConfig": ("listen",),
     "RayConfig": ("address", "num_cpus"),
     "LedgerConfig": ("store", "path", "url"),

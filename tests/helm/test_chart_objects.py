@@ -357,6 +357,16 @@ def test_routers_scale_by_our_own_metric() -> None:
         assert not of_kind(objects(None), kind), "off by default"
 
 
+def test_the_http_api_is_open_where_it_is_wanted() -> None:
+    for found, wanted in ((objects(None), False), (ci("observed"), True)):
+        config = parse_config(yaml.safe_load(named(found, "ConfigMap", "r-argosy")["data"]["argosy.yaml"]))
+        assert (config.router.http_listen == "0.0.0.0:8080") == wanted
+        service = {port["name"]: port for port in named(found, "Service", "r-argosy-router")["spec"]["ports"]}
+        assert ("http" in service) == wanted
+        opened = named(found, "NetworkPolicy", "r-argosy-router")["spec"]["ingress"][0]["ports"]
+        assert (8080 in [port["port"] for port in opened]) == wanted
+
+
 def test_two_releases_share_a_namespace() -> None:
     names = [{(item["kind"], item["metadata"]["name"]) for item in render(release=name)} for name in ("a", "b")]
     assert names[0] & names[1] == set()

@@ -21,6 +21,9 @@
 
 {{- define "argosy.config.router" -}}
 listen: 0.0.0.0:50051
+{{- if .Values.router.http.enabled }}
+http_listen: 0.0.0.0:8080
+{{- end }}
 {{- if .Values.tls.enabled }}
 tls:
   certificate: /etc/argosy/tls/tls.crt
