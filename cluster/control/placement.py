@@ -8,6 +8,7 @@ what would fit.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,8 @@ from model.parallel.dims import ParallelDims
 
 Group = tuple[Node, ...]
 """The node of each rank of one tensor group."""
+_Domain = tuple[str, str]
+"""Link domain, and kind of GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +94,13 @@ def take(nodes: Sequence[Node], placement: Placement) -> list[Node]:
 
 
 def _try_place(dims: ParallelDims, device: Device, nodes: Sequence[Node]) -> Placement | None:
-    for pool in _pools(device, nodes):
-        found = [way for engine in pool if (way := _from(engine, dims, device, pool))]
+    for members in _pools(device, nodes):
+        pool = _Pool.of(members, dims.tp, device)
+        if pool.room < dims.pp:
+            continue
+        found = [way for engine in members if (way := pool.way_from(engine, dims, device))]
         if found:
-            best = min(found, key=lambda way: (*_cost(way, dims, device, pool), way[0][0].node_id))
-            return Placement(best, device)
+            return Placement(min(found, key=lambda way: (*_cost(way, device), way[0][0].node_id)), device)
     return None
 
 
@@ -112,42 +117,54 @@ def _bandwidth(kind: str) -> float:
     return KINDS[kind].memory_bandwidth if kind in KINDS else 0.0
 
 
-def _from(engine: Node, dims: ParallelDims, device: Device, nodes: Sequence[Node]) -> tuple[Group, ...] | None:
-    """A group for each stage, with the engine and the first rank on `engine`; from there on the nearest roomy domain.
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """Domains to choose from, and the tensor groups of one size that each holds."""
 
-    Taking the roomiest domains, rack by rack, enters the fewest racks, and in them few domains.
-    """
-    free = [replace(node, cpus=node.cpus - 1) if node is engine else node for node in nodes]
-    groups = {key: _groups(members, dims.tp, device) for key, members in _domains(free, device).items()}
-    home = _domain_key(engine, device)
-    # The first rank runs beside the engine; of a group over several nodes any member may come first.
-    first = next((group for group in groups[home] if any(node.node_id == engine.node_id for node in group)), None)
-    if first is None:
-        return None
-    room_of_rack: dict[str, int] = {}
-    for members in groups.values():
-        for group in members:
-            room_of_rack[group[0].rack] = room_of_rack.get(group[0].rack, 0) + 1
+    members: Mapping[_Domain, list[Node]]
+    groups: Mapping[_Domain, list[Group]]
+    racks: Mapping[str, list[_Domain]]
+    """Roomy racks first, in each the roomy domains first."""
 
-    def order(key: tuple[str, str]) -> tuple[bool, bool, int, str, int, tuple[str, str]]:
-        rack = groups[key][0][0].rack
-        return key != home, rack != engine.rack, -room_of_rack[rack], rack, -len(groups[key]), key
+    @classmethod
+    def of(cls, nodes: Sequence[Node], tp: int, device: Device) -> _Pool:
+        members = _domains(nodes, device)
+        groups = {domain: _groups(inside, tp, device) for domain, inside in members.items()}
+        room: Counter[str] = Counter()
+        for domain, inside in members.items():
+            room[inside[0].rack] += len(groups[domain])
+        racks: dict[str, list[_Domain]] = {rack: [] for rack in sorted(room, key=lambda rack: (-room[rack], rack))}
+        for domain in sorted(groups, key=lambda domain: (-len(groups[domain]), domain)):
+            racks[members[domain][0].rack].append(domain)
+        return cls(members, groups, racks)
 
-    at_home = [first, *(group for group in groups[home] if group is not first)]
-    at_home.sort(key=lambda group: group[0].node_id != engine.node_id)
-    others = [key for key in groups if groups[key] and key != home]
-    ways = itertools.chain(at_home, *(groups[key] for key in sorted(others, key=order)))
-    chosen = list(itertools.islice(ways, dims.pp))
-    if len(chosen) < dims.pp:
-        return None
-    chosen[0] = tuple(sorted(chosen[0], key=lambda node: node.node_id != engine.node_id))
-    by_id = {node.node_id: node for node in nodes}
-    return tuple(tuple(by_id[node.node_id] for node in group) for group in chosen)
+    @property
+    def room(self) -> int:
+        return sum(map(len, self.groups.values()))
+
+    def way_from(self, engine: Node, dims: ParallelDims, device: Device) -> tuple[Group, ...] | None:
+        """A group for each stage, with the engine and the first rank on `engine`; from there to the nearest domains.
+
+        Taking the roomiest, rack by rack, enters the fewest racks, and in them few domains.
+        """
+        home = _domain_key(engine, device)
+        less = replace(engine, cpus=engine.cpus - 1)
+        inside = _groups([less if node is engine else node for node in self.members[home]], dims.tp, device)
+        at_home = [tuple(engine if node is less else node for node in group) for group in inside]
+        # The first rank runs beside the engine; of a group over several nodes any member may come first.
+        first = next((group for group in at_home if engine in group), None)
+        if first is None:
+            return None
+        here = [tuple(sorted(first, key=lambda node: node is not engine))]
+        here += sorted((group for group in at_home if group is not first), key=lambda group: group[0] is not engine)
+        racks = sorted(self.racks, key=lambda rack: rack != engine.rack)
+        others = (domain for rack in racks for domain in self.racks[rack] if domain != home)
+        ways = itertools.chain(here, itertools.chain.from_iterable(self.groups[domain] for domain in others))
+        chosen = tuple(itertools.islice(ways, dims.pp))
+        return chosen if len(chosen) == dims.pp else None
 
 
-def _cost(
-    way: Sequence[Group], dims: ParallelDims, device: Device, nodes: Sequence[Node]
-) -> tuple[int, int, int, int, int]:
+def _cost(way: Sequence[Group], device: Device) -> tuple[int, int, int, int, int]:
     """What is worse the more there is of it: hops between racks, between domains, between nodes; idle room; late turns.
 
     Of two ways alike the one whose first node holds more stages wins: the engine is near to them.
@@ -156,18 +173,18 @@ def _cost(
     far = sum(1 for before, after in hops if before.rack != after.rack)
     near = sum(1 for before, after in hops if _domain_key(before, device) != _domain_key(after, device))
     between = sum(1 for before, after in hops if before.node_id != after.node_id)
-    used = {node.node_id for group in way for node in group}
-    room = sum(_ranks(node, device) for node in nodes if node.node_id in used)
+    used = {node.node_id: node for group in way for node in group}
+    room = sum(_ranks(node, device) for node in used.values())
     return far, near, between, room, -sum(1 for group in way if group[0].node_id == way[0][0].node_id)
 
 
-def _domain_key(node: Node, device: Device) -> tuple[str, str]:
+def _domain_key(node: Node, device: Device) -> _Domain:
     """Nodes with the same key may share a tensor group. Ranks on CPUs meet in their node's memory."""
     return (node.link_domain, node.device_kind) if device == "cuda" else (node.node_id, "")
 
 
-def _domains(nodes: Sequence[Node], device: Device) -> Mapping[tuple[str, str], list[Node]]:
-    domains: dict[tuple[str, str], list[Node]] = {}
+def _domains(nodes: Sequence[Node], device: Device) -> dict[_Domain, list[Node]]:
+    domains: dict[_Domain, list[Node]] = {}
     for node in sorted(nodes, key=lambda node: (-_ranks(node, device), node.node_id)):
         domains.setdefault(_domain_key(node, device), []).append(node)
     return domains
@@ -195,7 +212,10 @@ def _explain(dims: ParallelDims, device: Device, nodes: Sequence[Node], can_cut:
     found = "; ".join(_describe(members, dims.tp, device) for members in domains.values()) or "no node"
     missing = dims.pp - sum(len(_groups(members, dims.tp, device)) for members in domains.values())
     lacks = f"{missing} stage(s) of {dims.tp} {unit}(s) missing" if missing > 0 else "a CPU for the engine is missing"
-    nearest = next((d for d in _nearby(dims) if can_cut(d) and _try_place(d, device, nodes)), None)
+    ranks = [[_ranks(node, device) for node in members] for members in domains.values()]
+    nearest = next(
+        (shape for shape in _nearby(dims, ranks) if can_cut(shape) and _try_place(shape, device, nodes)), None
+    )
     advice = (
         f"nearest that fits: tensor_parallel {nearest.tp}, pipeline_parallel {nearest.pp}"
         if nearest
@@ -216,12 +236,16 @@ def _describe(members: Sequence[Node], tp: int, device: Device) -> str:
     return f"{name}{', '.join(free)} = {room} stage(s)"
 
 
-def _nearby(dims: ParallelDims) -> Iterator[ParallelDims]:
-    """Other shapes of at most as many ranks: most ranks first, then the tensor size nearest to the wanted one."""
-    shapes = [
-        ParallelDims(tp, pp)
-        for tp in range(1, dims.world_size + 1)
-        for pp in range(1, dims.world_size // tp + 1)
-        if (tp, pp) != (dims.tp, dims.pp)
-    ]
-    yield from sorted(shapes, key=lambda d: (-d.world_size, abs(d.tp - dims.tp), d.pp))
+def _nearby(dims: ParallelDims, ranks: Sequence[Sequence[int]]) -> list[ParallelDims]:
+    """Other shapes of at most as many ranks: most ranks first, then the tensor size nearest to the wanted one.
+
+    Args:
+        ranks: what the nodes of each domain have room for.
+    """
+    largest = min(dims.world_size, max(map(sum, ranks), default=0))
+    shapes: list[ParallelDims] = []
+    for tp in range(1, largest + 1):
+        room = sum(sum(free // tp for free in domain) + sum(free % tp for free in domain) // tp for domain in ranks)
+        shapes += [ParallelDims(tp, pp) for pp in range(1, min(room, dims.world_size // tp) + 1)]
+    others = [shape for shape in shapes if (shape.tp, shape.pp) != (dims.tp, dims.pp)]
+    return sorted(others, key=lambda d: (-d.world_size, abs(d.tp - dims.tp), d.pp))
