@@ -33,7 +33,7 @@ def printable(text: str) -> str:
 
 
 class ProgressLine:
-    """One line that says what is being done and how far it is; on a pipe, one line per kind of work."""
+    """One line that says what is being done and how far it is; on a pipe, such as a pod's log, one line a tenth."""
 
     def __init__(self) -> None:
         self._console = console(stderr=True)
@@ -57,9 +57,10 @@ class ProgressLine:
     def report(self, what: str, share: float | None) -> None:
         """Show that `what` is under way; `share` is from 0 to 1, None if unknown. May be called from any thread."""
         if not self._console.is_terminal:
-            if what != self._last:
-                self._last = what
-                self._console.print(what)
+            line = what if share is None else f"{what}: {int(share * 10) * 10} %"
+            if line != self._last:
+                self._last = line
+                self._console.print(line, markup=False)
             return
         if self._task is None:
             self._progress.start()

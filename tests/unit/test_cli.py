@@ -27,7 +27,7 @@ from cluster.cli import SUBCOMMANDS
 from cluster.cli.client import AskOptions, user_message
 from cluster.cli.generate import response_format
 from cluster.cli.tables import span, status_view
-from cluster.cli.terminal import human_bytes, printable
+from cluster.cli.terminal import ProgressLine, human_bytes, printable
 from tests.support.region import MARK, marked, wait_until
 
 ARGOSY = [sys.executable, "-m", "cluster.cli"]
@@ -157,7 +157,9 @@ def test_up_refuses_an_address_of_another_machine(home: Path) -> None:
     assert_one_line(up(home, router={"listen": "192.0.2.77:50051"}), "router.listen", "192.0.2.77")
 
 
-@pytest.mark.parametrize(("address", "says"), [("127.0.0.1:1", "nothing answers at"), ("nowhere", "neither `local` nor")])
+@pytest.mark.parametrize(
+    ("address", "says"), [("127.0.0.1:1", "nothing answers at"), ("nowhere", "neither `local` nor")]
+)
 def test_up_refuses_a_ray_cluster_that_is_not_there(home: Path, address: str, says: str) -> None:
     assert_one_line(up(home, ray={"address": address}), "ray.address", says)
 
@@ -247,6 +249,16 @@ def test_the_shape_of_an_answer_is_read_from_a_file_or_an_option() -> None:
 
 def test_a_models_words_cannot_drive_the_terminal() -> None:
     assert printable("red \x1b[31m\x07 text\r\n\té漢🙂") == "red [31m text\n\té漢🙂"
+
+
+def test_progress_on_a_pipe_is_a_line_a_tenth(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ProgressLine()
+    line.report("waiting for [another] pull", None)
+    for percent in range(0, 101, 5):
+        line.report("downloading", percent / 100)
+    line.close()
+    tenths = [f"downloading: {percent} %" for percent in range(0, 101, 10)]
+    assert capsys.readouterr().err.splitlines() == ["waiting for [another] pull", *tenths]
 
 
 def test_sizes_and_ranges_read_well() -> None:
