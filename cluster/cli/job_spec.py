@@ -52,12 +52,16 @@ def in_cluster(config: ArgosyConfig, batch: BatchFiles | None) -> dict[str, Any]
     return raw
 
 
-def entrypoint(batch: BatchFiles | None, *, python: str = "python", config_file: str = CONFIG_FILE) -> str:
-    """The job's shell command. `exec`: Ray's signals are for us, not for a shell around us."""
-    command = [python, "-m", "cluster.cli"]
+def entrypoint(batch: BatchFiles | None, *, config_file: str = CONFIG_FILE, ships_input: bool = True) -> str:
+    """The job's shell command. `exec`: Ray's signals are for us, not for a shell around us.
+
+    Args:
+        ships_input: a batch's input is sent along if this machine has it.
+    """
+    command = ["python", "-m", "cluster.cli"]
     if batch is None:
         return "exec " + shlex.join([*command, "up", "-f", config_file])
-    source = BATCH_FILE if batch.input.exists() else str(batch.input)
+    source = BATCH_FILE if ships_input and batch.input.exists() else str(batch.input)
     command += ["submit", config_file, "--batch", source, "--out", str(batch.output)]
     if batch.model is not None:
         command += ["--model", batch.model]

@@ -6,16 +6,20 @@ import asyncio
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import click
 
 from cluster.cli.demo import DEFAULT_FILE
 from cluster.cli.job_spec import BatchFiles, job_spec, read_runtime_env, write_working_directory
+from cluster.cli.kuberay import Pods
+from cluster.cli.kuberay import render as manifests
 from cluster.cli.ray_jobs import Jobs
 from cluster.config import ArgosyConfig, load_config
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+DEFAULT_IMAGE = f"argosy-engine:{version('argosy')}"
 STOP_POLL_SECONDS = 0.5
 
 _PATH = click.Path(path_type=Path)
@@ -33,6 +37,12 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--working-dir", type=_PATH, help="A directory to send along; relative paths in FILE start there.")
 @click.option("--runtime-env", type=_PATH, help="YAML file with more of Ray's runtime environment (pip, env_vars, …).")
+@click.option(
+    "--render", is_flag=True, help="Print the job as Kubernetes objects for KubeRay (RayJob); submit nothing."
+)
+@click.option("--name", default="argosy", show_default=True, help="Of the rendered objects.")
+@click.option("--image", default=DEFAULT_IMAGE, show_default=True, help="Of the rendered pods.")
+@click.option("--claim", "claims", multiple=True, metavar="NAME=/DIR", help="PersistentVolumeClaim to mount in them.")
 @click.option("--status", "status_of", metavar="ID", help="Say how a job does, and end.")
 @click.option("--logs", "logs_of", metavar="ID", help="Follow a job that was submitted before.")
 @click.option("--stop", "stop_id", metavar="ID", help="End a job: its answers finish, then its region ends.")
@@ -46,6 +56,10 @@ def command(
     concurrency: int | None,
     working_dir: Path | None,
     runtime_env: Path | None,
+    render: bool,
+    name: str,
+    image: str,
+    claims: tuple[str, ...],
     status_of: str | None,
     logs_of: str | None,
     stop_id: str | None,
@@ -65,17 +79,21 @@ def command(
       argosy submit --status raysubmit_x --address http://HEAD:8265      also --logs, --stop
       argosy submit --batch in.jsonl --out out.jsonl
       argosy submit serve.yaml --batch in.jsonl --out /shared/out.jsonl --address http://HEAD:8265
+      argosy submit serve.yaml --render --claim models=/models | kubectl apply -f -
     """
     asked = [(name, value) for name, value in (("status", status_of), ("logs", logs_of), ("stop", stop_id)) if value]
     if asked and (len(asked) > 1 or file or batch):
         raise click.UsageError("--status, --logs and --stop exclude each other, and take no FILE and no --batch")
     if (batch is None) != (out is None):
         raise click.UsageError("--batch and --out need each other")
+    files = BatchFiles(batch, _absolute(out), model, concurrency) if batch and out else None
     if asked:
         what, job_id = asked[0]
         _about(Jobs(address or DEFAULT_ADDRESS), what, job_id)
+    elif render:
+        pods = Pods(image, dict(map(_claim, claims)))
+        click.echo(manifests(load_config(_needed(file)), files, pods, name), nl=False)
     elif address is not None:
-        files = BatchFiles(batch, _absolute(out), model, concurrency) if batch and out else None
         _submit(Jobs(address), load_config(_needed(file)), files, working_dir, runtime_env, follow)
     elif batch is not None and out is not None:
         _run_here(load_config(file or DEFAULT_FILE), batch, out, model, concurrency)
@@ -166,6 +184,13 @@ def _needed(file: Path | None) -> Path:
     if file is None:
         raise click.UsageError("which region? give its YAML file: argosy submit FILE --address …")
     return file
+
+
+def _claim(text: str) -> tuple[str, str]:
+    name, _, directory = text.partition("=")
+    if not name or not directory.startswith("/"):
+        raise click.UsageError(f"--claim: {text!r} is not NAME=/DIRECTORY")
+    return name, directory
 
 
 def _absolute(path: Path) -> Path:
