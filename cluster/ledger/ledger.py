@@ -99,20 +99,21 @@ class StoredLedger:
             raise
         return StoredRow(self, Resumed(reservation, 0, allowances=allowances))
 
-    async def resume(self, reservation: Reservation, received: int, generation: int) -> StoredRow:
+    async def resume(self, reservation: Reservation, received: int, generation: int, begun_in: str) -> StoredRow:
         """Take over, or open again, the entry of a request that its client goes on with here.
 
         Args:
             reservation: as it was when the request was opened.
             received: tokens that the client has.
             generation: that the client last heard of.
+            begun_in: region where the client last had the request.
 
         Raises:
             ServiceError: it cannot go on, a hard limit leaves no room for the rest, or the store is gone.
         """
         holder, now = self.options.holder, self.clock.wall()
         submitted = asyncio.ensure_future(
-            self.change(lambda database: resume(database, reservation, holder, received, generation, now))
+            self.change(lambda database: resume(database, reservation, holder, received, generation, now, begun_in))
         )
         try:
             taken = await asyncio.shield(submitted)

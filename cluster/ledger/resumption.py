@@ -58,21 +58,28 @@ class Resumed:
         return replace(used, prompt_tokens=prompt, completion_tokens=tokens, attempts=attempts)
 
 
-def resume(database: Database, ask: Reservation, holder: str, received: int, generation: int, now: float) -> Resumed:
+def resume(
+    database: Database, ask: Reservation, holder: str, received: int, generation: int, now: float, begun_in: str
+) -> Resumed:
     """Take a request's row over, in one transaction with whatever else `database` is told.
 
     Args:
         ask: the whole request, as it was when it was opened.
         received: tokens that the client has.
         generation: that the client last heard of.
+        begun_in: region where the client last had the request.
 
     Raises:
         ServiceError: it was resumed too often, is another tenant's, or a hard limit has no room for what is left of it.
     """
     rows = database.query(_FIND, (ask.request_id,))
     windows = Windows(database)
-    taken = _take(windows, ask, holder, received, rows[0], now) if rows else None
-    if taken is None:
+    if rows:
+        taken = _take(windows, ask, holder, received, rows[0], now)
+    elif begun_in == ask.region:
+        # Its first router could not reach the store, and has it in its journal: soon it is here.
+        raise ServiceError(Reason.LEDGER_UNAVAILABLE, retry_after=1.0)
+    else:
         taken = _open_elsewhere(windows, ask, holder, received, generation + 1, now)
     windows.flush()
     return taken

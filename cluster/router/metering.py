@@ -53,8 +53,9 @@ class Ledger(Protocol):
             ServiceError: a quota leaves no room.
         """
 
-    async def resume(self, reservation: Reservation, received: int, generation: int) -> Row:
-        """Go on with the entry of a request whose client has `received` tokens and heard of `generation`.
+    async def resume(self, reservation: Reservation, received: int, generation: int, begun_in: str) -> Row:
+        """Go on with the entry of a request whose client has `received` tokens and heard of `generation`, in the region
+        `begun_in`.
 
         Raises:
             ServiceError: it cannot go on, or a quota leaves no room.
@@ -75,7 +76,7 @@ class MemoryLedger:
         self.open_rows[reservation.request_id] = row
         return row
 
-    async def resume(self, reservation: Reservation, received: int, generation: int) -> MemoryRow:
+    async def resume(self, reservation: Reservation, received: int, generation: int, begun_in: str) -> MemoryRow:
         """An entry that is still open is taken over. Of one that is settled nothing is known any more but what the
         client has, which was counted then."""
         before = self.open_rows.get(reservation.request_id)

@@ -140,11 +140,11 @@ class SlicedLedger:
         await self._refresh(reservation.tenant, tenant)
         return await self._ledger.open(reservation)
 
-    async def resume(self, reservation: Reservation, received: int, generation: int) -> StoredRow:
+    async def resume(self, reservation: Reservation, received: int, generation: int, begun_in: str) -> StoredRow:
         """As the store's."""
         if reservation.home:
             self._see(reservation)
-        return await self._ledger.resume(reservation, received, generation)
+        return await self._ledger.resume(reservation, received, generation, begun_in)
 
     async def run(self) -> None:
         """Keep the slices of all tenants that were seen lately; ends only by cancellation."""

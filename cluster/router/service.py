@@ -221,6 +221,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             digest=digest,
             expires_at=reservation.resumable_until,
             generation=row.generation,
+            region=self._region,
         )
         token = self._tickets.issue(ticket)
         return Call(model, origin.request_id, arrived, stream, answer, row, len(prompt), token)
@@ -246,7 +247,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     async def _enter(self, reservation: Reservation, origin: Origin) -> Row:
         if origin.ticket is None:
             return await self._ledger.open(reservation)
-        row = await self._ledger.resume(reservation, origin.num_received, origin.ticket.generation)
+        ticket, received = origin.ticket, origin.num_received
+        row = await self._ledger.resume(reservation, received, ticket.generation, ticket.region)
         log.info("%s: goes on here after %d tokens", reservation.request_id, origin.num_received)
         return row
 

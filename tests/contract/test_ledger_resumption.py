@@ -36,7 +36,7 @@ async def two_ledgers(tmp_path: Path, clock: ManualClock) -> AsyncIterator[tuple
 
 
 def asked(clock: ManualClock, **fields: object) -> Reservation:
-    return reservation(tenant=ACME, resumable_until=clock.wall() + 100, **fields)
+    return reservation(tenant=ACME, region="here", resumable_until=clock.wall() + 100, **fields)
 
 
 def ended(ending: Ending, tokens: int) -> Settlement:
@@ -55,7 +55,7 @@ async def test_a_whole_answer_costs_what_it_holds(tmp_path: Path, ending: Ending
         await row.accept(30)
         if ending is not None:
             await row.settle(ended(ending, 30))
-        resumed = await second.resume(ask, 20, 0)
+        resumed = await second.resume(ask, 20, 0, "here")
         assert resumed.generation == 1
         if (marked := resumed.accept(40)) is not None:
             await marked
@@ -74,7 +74,7 @@ async def test_what_the_first_router_accepted_is_not_forgotten(tmp_path: Path) -
         row = await first.open(ask)
         await row.accept(50)
         await row.settle(ended(Ending.CANCELLED, 50))
-        resumed = await second.resume(ask, 5, 0)
+        resumed = await second.resume(ask, 5, 0, "here")
         await resumed.settle(ended(Ending.CANCELLED, 6))
         assert await rows(first, COLUMNS) == [("cancelled", 10, 50, 2, 1)]
 
@@ -86,7 +86,7 @@ async def test_an_earlier_holder_changes_nothing_any_more(tmp_path: Path) -> Non
         ask = asked(clock)
         row = await first.open(ask)
         await row.accept(10)
-        resumed = await second.resume(ask, 10, 0)
+        resumed = await second.resume(ask, 10, 0, "here")
         written_ahead = row.accept(70)
         assert written_ahead is not None
         with pytest.raises(ServiceError) as caught:
@@ -104,7 +104,7 @@ async def test_a_resumed_request_whose_router_dies_too_is_settled_from_its_marks
     async with two_ledgers(tmp_path, clock) as (first, second):
         ask = asked(clock)
         await (await first.open(ask)).accept(10)
-        resumed = await second.resume(ask, 10, 0)
+        resumed = await second.resume(ask, 10, 0, "here")
         written_ahead = resumed.accept(40)
         assert written_ahead is not None
         await written_ahead
@@ -124,7 +124,7 @@ async def test_unfinished_requests_are_exported_when_they_cannot_go_on_any_more(
         for ask in (broken, resumed):
             await (await first.open(ask)).settle(ended(Ending.FAILED, 7))
         assert await export_batch(first, events.extend) == 1
-        going_on = await second.resume(resumed, 7, 0)
+        going_on = await second.resume(resumed, 7, 0, "here")
         clock.advance(101)
         assert await export_batch(first, events.extend) == 1
         await going_on.settle(ended(Ending.COMPLETE, 9))
@@ -145,10 +145,10 @@ async def test_hard_limits_hold_for_resumed_requests_too(tmp_path: Path) -> None
         await (await first.open(ask)).settle(ended(Ending.FAILED, 20))
         other = await first.open(asked(clock, limits=limits, max_completion_tokens=50))
         with pytest.raises(ServiceError) as caught:
-            await second.resume(ask, 20, 0)
+            await second.resume(ask, 20, 0, "here")
         assert caught.value.reason is Reason.QUOTA_EXCEEDED
         await other.settle(settlement(0))
-        await second.resume(ask, 20, 0)
+        await second.resume(ask, 20, 0, "here")
 
 
 @run_async
@@ -158,12 +158,12 @@ async def test_who_may_resume_and_how_often(tmp_path: Path) -> None:
         ask = asked(clock)
         await first.open(ask)
         with pytest.raises(ServiceError) as caught:
-            await second.resume(dataclasses.replace(ask, tenant=TenantId("other")), 0, 0)
+            await second.resume(dataclasses.replace(ask, tenant=TenantId("other")), 0, 0, "here")
         assert caught.value.reason is Reason.RESUME_REFUSED
         for generation in range(MAX_GENERATION):
-            assert (await second.resume(ask, 0, generation)).generation == generation + 1
+            assert (await second.resume(ask, 0, generation, "here")).generation == generation + 1
         with pytest.raises(ServiceError) as caught:
-            await second.resume(ask, 0, MAX_GENERATION)
+            await second.resume(ask, 0, MAX_GENERATION, "here")
         assert caught.value.reason is Reason.RESUME_REFUSED
 
 
@@ -173,7 +173,10 @@ async def test_what_was_begun_before_another_ledger_is_billed_there(tmp_path: Pa
     clock = ManualClock()
     async with two_ledgers(tmp_path, clock) as (first, _):
         ask = asked(clock, limits=Limits(tokens_per_day=1000))
-        resumed = await first.resume(ask, 40, 2)
+        with pytest.raises(ServiceError) as caught:
+            await first.resume(ask, 40, 2, "here")
+        assert caught.value.reason is Reason.LEDGER_UNAVAILABLE, "it was begun here, so it must come"
+        resumed = await first.resume(ask, 40, 2, "elsewhere")
         assert resumed.generation == 3
         assert await used(first, ACME) == {"tokens_per_day": 60}
         written_ahead = resumed.accept(25)

@@ -24,13 +24,13 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61rgosy/internal/v1/resume.proto\x12\x12\x61rgosy.internal.v1\"x\n\x0cResumeTicket\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\x12\x12\n\nexpires_at\x18\x05 \x01(\x01\x12\x12\n\ngeneration\x18\x06 \x01(\rb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x61rgosy/internal/v1/resume.proto\x12\x12\x61rgosy.internal.v1\"\x88\x01\n\x0cResumeTicket\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\x12\x12\n\nexpires_at\x18\x05 \x01(\x01\x12\x12\n\ngeneration\x18\x06 \x01(\r\x12\x0e\n\x06region\x18\x07 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'argosy.internal.v1.resume_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RESUMETICKET']._serialized_start=55
-  _globals['_RESUMETICKET']._serialized_end=175
+  _globals['_RESUMETICKET']._serialized_start=56
+  _globals['_RESUMETICKET']._serialized_end=192
 # @@protoc_insertion_point(module_scope)
