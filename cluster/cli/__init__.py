@@ -18,6 +18,7 @@ SUBCOMMANDS = {
     "generate": "Ask a model once and stream the answer.",
     "chat": "Talk to a model in the terminal.",
     "status": "Show replicas and ranks, and how they do.",
+    "top": "Watch regions, replicas and ranks as they work.",
     "apply": "Make a running region what a file says: replicas, shapes, models.",
     "drain": "End a replica, the replicas of a node, or a router, in order.",
     "logs": "Show the logs of all processes, or follow one request through them.",

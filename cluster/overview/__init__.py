@@ -1,0 +1,1 @@
+"""What operators look at: regions, replicas, ranks, and rates between two readings of them."""
