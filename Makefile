@@ -108,6 +108,17 @@ bench: $(READY) ## Measure what the figures in the docs come from
 bench-peers: $(READY) ## Install the engines that `make bench` compares with, under .bench (about 30 minutes, 5 GB)
 	@$(BIN)/python -m benchmarks.peers
 
+PEER_ROUTERS := sglang-router==0.3.2 vllm-router==0.1.17
+
+bench-routers: $(READY) ## Measure the router beside sglang-router and vllm-router, which go to .bench/
+	@$(BIN)/argosy pull $(MODEL)
+	@for peer in $(PEER_ROUTERS); do \
+		home=.bench/$${peer%%==*}; \
+		[ -x $$home/bin/python ] || $(PYTHON) -m venv $$home; \
+		$$home/bin/python -m pip install --quiet --disable-pip-version-check --no-input $$peer; \
+	done
+	@$(BIN)/python -m benchmarks.bench_router_peers
+
 clean: ## Remove .venv and caches (pulled models stay in the store)
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

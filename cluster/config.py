@@ -369,10 +369,10 @@ class ArgosyConfig(_Section):
 
     region: str = Field("local", pattern=REGION_NAME)
     """The region's name."""
-    regions: tuple[RegionSection, ...] = ()
-    """The other regions, whose replicas routers use like their own."""
     models: tuple[ModelSection, ...] = Field(min_length=1)
     """What is served."""
+    regions: tuple[RegionSection, ...] = ()
+    """The other regions, whose replicas routers use like their own."""
     model_store: Path = Field(default_factory=default_store)
     """Directory of pulled models."""
     router: RouterConfig = RouterConfig()

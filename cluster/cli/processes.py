@@ -16,6 +16,8 @@ from types import FrameType
 
 import psutil
 
+ORPHAN_GRACE_SECONDS = 3.0
+"""For a process whose parent is gone to end in order."""
 PR_SET_CHILD_SUBREAPER = 36
 """linux/prctl.h"""
 
@@ -56,6 +58,21 @@ class StopRequest:
             os._exit(128 + number)
         self.signal = number
         self._event.set()
+
+
+def end_with_parent() -> None:
+    """From now on, end when standard input does: a pipe that nobody writes to, which closes when the parent is gone."""
+
+    def wait() -> None:
+        while os.read(0, 4096):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        # The replicas are going with the same parent: streams that have not ended by now never will.
+        time.sleep(ORPHAN_GRACE_SECONDS)
+        kill_descendants()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="parent", daemon=True).start()
 
 
 def adopt_orphans() -> None:
@@ -123,11 +140,15 @@ class RouterProcess:
         lines = [line.strip() for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
         return lines[-1] if lines else "no output"
 
-    def end(self, grace: float) -> None:
-        """Ask it to end, and kill it if it takes longer than `grace` seconds."""
+    def ask_to_end(self) -> None:
+        """It finishes what runs."""
+        if self._process is not None:
+            self._process.terminate()
+
+    def wait(self, grace: float) -> None:
+        """Until it has ended; it is killed if that takes longer than `grace` seconds."""
         if self._process is None:
             return
-        self._process.terminate()
         try:
             self._process.wait(grace)
         except subprocess.TimeoutExpired:

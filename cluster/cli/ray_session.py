@@ -92,6 +92,13 @@ def joined_nodes() -> list[Node]:
     return nodes_from_ray(nodes, ray.state.available_resources_per_node(), local=False)
 
 
+def cluster_address() -> str:
+    """host:port at which others on this machine can join the cluster that this process has started."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
+
+
 def start_controller(config: ArgosyConfig, *, replace: bool = False) -> Any:
     """Start the region's controller on this node and return its actor handle. It outlives this process if Ray does.
 

@@ -61,7 +61,7 @@ class Region:
         self.seconds: dict[str, float] = {}
         """How long each part of the start took."""
         self.directory = Path(_private_directory())
-        self._router: RouterProcess | None = None
+        self._routers: list[RouterProcess] = []
         self._controller: Any = None
         self._runner = asyncio.Runner()
         self._output = contextlib.ExitStack()
@@ -94,8 +94,9 @@ class Region:
     def _start_router(self) -> None:
         resolved = self.directory / "argosy.json"
         resolved.write_text(self.config.model_dump_json(indent=2))
-        self._router = RouterProcess(resolved, self.router_log)
-        self._router.start()
+        self._routers = [RouterProcess(resolved, self.router_log) for _ in range(self.config.router.processes)]
+        for router in self._routers:
+            router.start()
 
     def settle(self, plans: Sequence[ReplicaPlan], console: Console) -> None:
         """Show the plans and hold to what they decided."""
@@ -127,6 +128,11 @@ class Region:
             self._controller = ray_session.start_controller(self.config, replace=self._keep)
         self._check_stop()
 
+    @property
+    def ray_address(self) -> str:
+        """Where another region can join this one's Ray, once that runs."""
+        return ray_session.cluster_address()
+
     def _plan_on_joined(self) -> list[ReplicaPlan]:
         """Plan onto the nodes of the cluster that was joined; what is free on a new one shows a moment later."""
         end = time.monotonic() + JOINED_NODES_SECONDS
@@ -157,14 +163,15 @@ class Region:
             ConfigurationError: its process has ended.
         """
         self._check_router()
-        return self._router is None or self.run(self._ask_health())
+        return not self._routers or self.run(self._ask_health())
 
     def supervise(self) -> list[str]:
         """Restart what has ended and should not have; one line for each."""
         events = []
-        if self._router is not None and self._router.exit_status is not None:
-            events.append(f"the router ended ({self._router.last_words()}); starting it again")
-            self._router.start()
+        for router in self._routers:
+            if router.exit_status is not None:
+                events.append(f"a router ended ({router.last_words()}); starting it again")
+                router.start()
         if self._controller is not None and not ray_session.is_alive(self._controller):
             events.append("the controller ended; starting it again, it adopts what runs")
             self._controller = ray_session.start_controller(self.config)
@@ -187,8 +194,10 @@ class Region:
             steps.callback(self._close_client)
             if self._controller is not None and not self._keep:
                 steps.callback(ray_session.stop_controller, self._controller, GRACE_SECONDS)
-            if self._router is not None:
-                steps.callback(self._router.end, drain_seconds + GRACE_SECONDS)
+            for router in self._routers:
+                steps.callback(router.wait, drain_seconds + GRACE_SECONDS)
+            for router in self._routers:
+                steps.callback(router.ask_to_end)
 
     def _close_client(self) -> None:
         if self._status_channel is not None:
@@ -251,8 +260,9 @@ class Region:
             raise StoppedError
 
     def _check_router(self) -> None:
-        if self._router is not None and self._router.exit_status is not None:
-            raise ConfigurationError(f"the router ended: {self._router.last_words()}; logs are in {self.directory}")
+        for router in self._routers:
+            if router.exit_status is not None:
+                raise ConfigurationError(f"the router ended: {router.last_words()}; logs are in {self.directory}")
 
     @contextlib.contextmanager
     def _timed(self, part: str) -> Any:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-import time
 from pathlib import Path
 
 import click
 
+from cluster.cli.processes import end_with_parent
 from cluster.config import ArgosyConfig, load_config, parse_config
 from cluster.logs import configure_logging
-
-ORPHAN_GRACE_SECONDS = 3.0
 
 
 @click.command("router")
@@ -39,7 +34,7 @@ def command(file: Path, listen: str | None, controller: str | None, exit_with_pa
     if controller is not None:
         config = _at(config, "controller", controller)
     if exit_with_parent:
-        threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+        end_with_parent()
     from cluster.router.main import run
 
     configure_logging(config.log, role="router", region=config.region)
@@ -53,13 +48,3 @@ def _at(config: ArgosyConfig, section: str, address: str) -> ArgosyConfig:
         ConfigurationError: it is none.
     """
     return parse_config({**config.model_dump(), section: {**getattr(config, section).model_dump(), "listen": address}})
-
-
-def _end_with_parent() -> None:
-    """Wait for the end of standard input: a pipe that nobody writes to, which closes when the parent is gone."""
-    while os.read(0, 4096):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
-    # The replicas are going with the same parent: streams that have not ended by now never will.
-    time.sleep(ORPHAN_GRACE_SECONDS)
-    os._exit(1)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
 from rich.console import Console
 
 from argosy.internal.v1 import control_pb2
+from cluster.cli.neighbours import Neighbours, multiply
 from cluster.cli.preflight import preflight
-from cluster.cli.processes import process_age
+from cluster.cli.processes import end_with_parent, process_age
 from cluster.cli.progress import wait_until_ready
 from cluster.cli.region import Region, StoppedError
 from cluster.cli.tables import plan_table, state_name
@@ -39,7 +41,16 @@ SUPERVISE_SECONDS = 1.0
     is_flag=True,
     help="On a Ray cluster that runs already: leave the region running at the end, and take over what one left.",
 )
-def command(file: Path, check: bool, without_router: bool, keep: bool) -> None:
+@click.option(
+    "--regions",
+    type=int,
+    metavar="N",
+    help="Run N regions on this machine, as far apart as real ones: docs/regions.md.",
+)
+@click.option("--exit-with-parent", is_flag=True, hidden=True)
+def command(
+    file: Path, check: bool, without_router: bool, keep: bool, regions: int | None, exit_with_parent: bool
+) -> None:
     """Start everything that a YAML file describes; Ctrl-C ends it.
 
     The file, the checkpoints, the way each model is cut, and the ports are checked before anything starts. Then the
@@ -50,10 +61,16 @@ def command(file: Path, check: bool, without_router: bool, keep: bool) -> None:
     Examples:
       argosy up -f examples/argosy.yaml
       argosy up -f examples/argosy.yaml --check
+      argosy up -f examples/argosy.yaml --regions 3
       argosy up -f region.yaml --without-router --keep    beside a Ray head; routers and nodes come and go
     """
     config = load_config(file)
     screen = console()
+    if exit_with_parent:
+        end_with_parent()
+    neighbours = Neighbours()
+    if regions is not None:
+        config, neighbours = multiply(config, regions, screen)
     plans = preflight(config, with_router=not without_router, keep=keep)
     if check:
         for plan in plans:
@@ -62,14 +79,17 @@ def command(file: Path, check: bool, without_router: bool, keep: bool) -> None:
         return
     region = Region(config, with_router=not without_router, keep=keep)
     try:
-        with region:
+        with region, ExitStack() as end:
             region.settle(plans, screen)
             screen.print(f"Starting; logs are in {region.directory}")
             region.start(screen)
+            end.callback(neighbours.end, config.router.drain_seconds)
+            neighbours.start(region.directory, region.ray_address)
             # Nodes of a cluster may come later, so there every start is worth another.
             wait_until_ready(region, console(stderr=True), attempts=sys.maxsize if keep else START_ATTEMPTS)
-            _greet(screen, region, with_router=not without_router)
-            _stay(screen, region)
+            neighbours.wait_until_ready(region.stop_request)
+            _greet(screen, region, neighbours, with_router=not without_router)
+            _stay(screen, region, neighbours)
             if keep:
                 screen.print("Leaving the region to run on; the same command takes it over")
             else:
@@ -80,7 +100,7 @@ def command(file: Path, check: bool, without_router: bool, keep: bool) -> None:
     screen.print("Stopped")
 
 
-def _greet(screen: Console, region: Region, *, with_router: bool) -> None:
+def _greet(screen: Console, region: Region, neighbours: Neighbours, *, with_router: bool) -> None:
     address = region.config.router.listen
     names = ", ".join(model.name for model in region.config.models)
     where = "" if address.endswith(":50051") else f" --address {address}"
@@ -94,16 +114,20 @@ def _greet(screen: Console, region: Region, *, with_router: bool) -> None:
         screen.print(f"  talk   argosy chat{where}")
     else:
         screen.print("  route  argosy router -f FILE --controller HOST:PORT")
+    for name, router in neighbours.routers:
+        screen.print(f"  {name}: gRPC {router}", markup=False)
     screen.print(f"  watch  argosy status --address {region.config.controller.listen}")
     screen.print("Ctrl-C ends it.")
 
 
-def _stay(screen: Console, region: Region) -> None:
+def _stay(screen: Console, region: Region, neighbours: Neighbours) -> None:
     """Tell what changes until a signal comes."""
     states: dict[str, tuple[int, int]] = {}
     while not region.stop_request.wait(SUPERVISE_SECONDS):
         for event in region.supervise():
             screen.print(event, markup=False)
+        for name in neighbours.lost():
+            screen.print(f"region {name} ended; the others serve without it", markup=False)
         try:
             status = region.status()
         except StoppedError:
