@@ -15,6 +15,8 @@ from cluster.cli.management import door_options, management
 from cluster.cli.terminal import console
 from cluster.ledger.records import Window
 
+PRIORITIES = ("interactive", "sheddable", "batch")
+
 
 @click.group("tenants")
 def command() -> None:
@@ -35,6 +37,7 @@ def command() -> None:
 @click.option("--model", "models", multiple=True, help="A model it may use. May be repeated. Default: all.")
 @click.option("--region", "regions", multiple=True, help="A region that serves it. May be repeated. Default: all.")
 @click.option("--home", default="", help="The region that keeps its limits for all. Default: each region has its own.")
+@click.option("--priority", type=click.Choice(PRIORITIES), default="interactive", help="Its most urgent class.")
 @click.option("--requests-per-minute", type=click.IntRange(min=0))
 @click.option("--tokens-per-minute", type=click.IntRange(min=0))
 @click.option("--tokens-per-day", type=click.IntRange(min=0))
@@ -48,6 +51,7 @@ def set_tenant(
     models: tuple[str, ...],
     regions: tuple[str, ...],
     home: str,
+    priority: str,
     soft: bool,
     disable: bool,
     file: Path | None,
@@ -57,7 +61,8 @@ def set_tenant(
     """Create the tenant NAME, or replace its whole policy: a limit not given is none."""
     given: dict[str, Any] = {key: value for key, value in limits.items() if value is not None}
     held = api.Limits(**given, soft=soft)
-    policy = api.TenantPolicy(models=models, regions=regions, home_region=home, limits=held)
+    most_urgent = f"PRIORITY_CLASS_{priority.upper()}"
+    policy = api.TenantPolicy(models=models, regions=regions, home_region=home, priority_class=most_urgent, limits=held)
     request = api.SetTenantRequest(tenant=api.Tenant(tenant=name, policy=policy, disabled=disable))
 
     async def run() -> None:

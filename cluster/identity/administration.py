@@ -5,6 +5,7 @@ The command line uses it directly on the operator's own machine, routers through
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,7 +14,9 @@ from typing import Any, Protocol, TypeVar
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from argosy.v1 import admin_pb2 as api
+from argosy.v1 import inference_pb2
 from cluster.clock import Clock
+from cluster.config import REGION_NAME
 from cluster.errors import FieldViolation, Reason, ServiceError
 from cluster.identity.keys import StoredKey, find_keys, insert_key, keyed_hash, new_key
 from cluster.identity.principal import Scope, TenantPolicy
@@ -24,6 +27,8 @@ from cluster.ledger.records import Limits, Window
 
 DEFAULT_SCOPES = frozenset({Scope.GENERATE, Scope.USAGE})
 DEFAULT_OVERLAP_SECONDS = 86400.0
+REGION_PATTERN = re.compile(REGION_NAME)
+INTERACTIVE = inference_pb2.PRIORITY_CLASS_INTERACTIVE
 MAX_LABEL = 128
 MAX_LIMIT = 2**62
 """So that sums of limits fit the database's integers."""
@@ -161,6 +166,10 @@ def _tenant_problems(tenant: api.Tenant) -> Iterator[FieldViolation]:
     for window in Window:
         if getattr(tenant.policy.limits, window.value) > MAX_LIMIT:
             yield FieldViolation(f"tenant.policy.limits.{window.value}", f"must be at most {MAX_LIMIT}")
+    if tenant.policy.priority_class not in inference_pb2.PriorityClass.values():
+        yield FieldViolation("tenant.policy.priority_class", f"{tenant.policy.priority_class} is not a priority class")
+    if tenant.policy.home_region and not REGION_PATTERN.fullmatch(tenant.policy.home_region):
+        yield FieldViolation("tenant.policy.home_region", f"{tenant.policy.home_region[:64]!r} is no region's name")
 
 
 def _key_problems(request: api.CreateKeyRequest) -> Iterator[FieldViolation]:
@@ -180,7 +189,8 @@ def _policy(message: api.TenantPolicy) -> TenantPolicy:
         window.value: getattr(asked, window.value) for window in Window if asked.HasField(window.value)
     }
     held = Limits(**limits, hard=not asked.soft)
-    return TenantPolicy(tuple(message.models), tuple(message.regions), held, message.home_region)
+    lists = (tuple(message.models), tuple(message.regions))
+    return TenantPolicy(*lists, held, message.home_region, max(0, message.priority_class - INTERACTIVE))
 
 
 def _tenant_message(tenant: StoredTenant) -> api.Tenant:
@@ -189,6 +199,7 @@ def _tenant_message(tenant: StoredTenant) -> api.Tenant:
         models=tenant.policy.models,
         regions=tenant.policy.regions,
         home_region=tenant.policy.home,
+        priority_class=inference_pb2.PriorityClass.Name(INTERACTIVE + tenant.policy.priority),
         limits=api.Limits(**limits, soft=not tenant.policy.limits.hard),
     )
     created_at = timestamp(tenant.created_at)

@@ -31,6 +31,8 @@ class TenantPolicy:
     limits: Limits = field(default_factory=lambda: NO_LIMITS)
     home: str = ""
     """The region whose store keeps the limits, over all regions. Empty: every store has its own."""
+    priority: int = 0
+    """The most urgent class that its requests get (`GenerationSpec.priority`; smaller is more urgent)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,8 @@ def put_tenant(database: Database, tenant: StoredTenant) -> None:
     """Create it, or replace all but its age."""
     policy = tenant.policy
     limits = {window.value: limit for window, limit in policy.limits} | {"hard": policy.limits.hard}
-    text = json.dumps({"models": policy.models, "regions": policy.regions, "limits": limits, "home": policy.home})
+    lists = {"models": policy.models, "regions": policy.regions}
+    text = json.dumps({**lists, "limits": limits, "home": policy.home, "priority": policy.priority})
     database.execute(
         """INSERT INTO tenants (tenant, policy, disabled, created_at) VALUES (?, ?, ?, ?)
         ON CONFLICT (tenant) DO UPDATE SET policy = excluded.policy, disabled = excluded.disabled""",
@@ -45,5 +46,6 @@ def find_tenants(database: Database, tenant: str = "") -> list[StoredTenant]:
 
 def _tenant(name: str, text: str, disabled: int, created_at: float) -> StoredTenant:
     raw = json.loads(text)
-    policy = TenantPolicy(tuple(raw["models"]), tuple(raw["regions"]), Limits(**raw["limits"]), raw["home"])
+    lists = (tuple(raw["models"]), tuple(raw["regions"]))
+    policy = TenantPolicy(*lists, Limits(**raw["limits"]), raw.get("home", ""), raw.get("priority", 0))
     return StoredTenant(TenantId(name), policy, bool(disabled), created_at)

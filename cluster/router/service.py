@@ -167,6 +167,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             seed=origin.seed,
             cache_domain=caller.cache_domain,
         )
+        spec.priority = max(spec.priority, caller.policy.priority)
         call = await self._open(request, spec, origin, model, arrived)
         self._streams.add(call.stream)
         try:

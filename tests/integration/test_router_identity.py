@@ -13,6 +13,7 @@ from google.protobuf import duration_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from argosy.v1 import admin_pb2, models_pb2
+from argosy.v1 import inference_pb2 as api
 from cluster import rpc
 from cluster.errors import ConfigurationError, Reason, ServiceError
 from cluster.identity.policy import METHODS, PUBLIC
@@ -130,6 +131,23 @@ async def test_a_tenant_gets_its_models_only(smollm2_dir: Path, tmp_path: Path) 
             assert (await world.refusal(request(), who)).reason is Reason.FORBIDDEN
         assert not fake.submits
         await world.generate(request(max_tokens=2), own)
+
+
+@run_async
+async def test_a_tenants_requests_are_no_more_urgent_than_its_class(smollm2_dir: Path, tmp_path: Path) -> None:
+    fake = replica()
+    async with guarded_world(smollm2_dir, tmp_path, fake) as world:
+        plain = await world.tenant("plain")
+        slow = await world.tenant("slow", priority_class=api.PRIORITY_CLASS_BATCH)
+        for who in (plain, slow):
+            for asked in (api.PRIORITY_CLASS_INTERACTIVE, api.PRIORITY_CLASS_BATCH):
+                await world.generate(request(max_tokens=1, priority_class=asked), who)
+        assert [spec.priority for spec in fake.submits] == [0, 2, 2, 2]
+        for wrong in ({"priority_class": 9}, {"home_region": "No Region"}):
+            with pytest.raises(ServiceError) as caught:
+                await world.tenant("wrong", **wrong)
+            [violation] = caught.value.violations
+            assert violation.field == f"tenant.policy.{next(iter(wrong))}"
 
 
 @run_async

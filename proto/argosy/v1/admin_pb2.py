@@ -22,49 +22,50 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from argosy.v1 import inference_pb2 as argosy_dot_v1_dot_inference__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x61rgosy/v1/admin.proto\x12\targosy.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x83\x01\n\x06Tenant\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\'\n\x06policy\x18\x02 \x01(\x0b\x32\x17.argosy.v1.TenantPolicy\x12\x10\n\x08\x64isabled\x18\x03 \x01(\x08\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"g\n\x0cTenantPolicy\x12\x0e\n\x06models\x18\x01 \x03(\t\x12\x0f\n\x07regions\x18\x02 \x03(\t\x12\x13\n\x0bhome_region\x18\x04 \x01(\t\x12!\n\x06limits\x18\x03 \x01(\x0b\x32\x11.argosy.v1.Limits\"\xa2\x02\n\x06Limits\x12 \n\x13requests_per_minute\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x1e\n\x11tokens_per_minute\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x1b\n\x0etokens_per_day\x18\x03 \x01(\x04H\x02\x88\x01\x01\x12\x1d\n\x10tokens_per_month\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x1f\n\x12\x63oncurrent_streams\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x0c\n\x04soft\x18\x06 \x01(\x08\x42\x16\n\x14_requests_per_minuteB\x14\n\x12_tokens_per_minuteB\x11\n\x0f_tokens_per_dayB\x13\n\x11_tokens_per_monthB\x15\n\x13_concurrent_streams\"\xd4\x01\n\x03Key\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05label\x18\x03 \x01(\t\x12\x0e\n\x06scopes\x18\x04 \x03(\t\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nrevoked_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"5\n\x10SetTenantRequest\x12!\n\x06tenant\x18\x01 \x01(\x0b\x32\x11.argosy.v1.Tenant\"6\n\x11SetTenantResponse\x12!\n\x06tenant\x18\x01 \x01(\x0b\x32\x11.argosy.v1.Tenant\"\x14\n\x12ListTenantsRequest\"9\n\x13ListTenantsResponse\x12\"\n\x07tenants\x18\x01 \x03(\x0b\x32\x11.argosy.v1.Tenant\"n\n\x10\x43reateKeyRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12+\n\x08lifetime\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"@\n\x11\x43reateKeyResponse\x12\x1b\n\x03key\x18\x01 \x01(\x0b\x32\x0e.argosy.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"N\n\x10RotateKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12*\n\x07overlap\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"@\n\x11RotateKeyResponse\x12\x1b\n\x03key\x18\x01 \x01(\x0b\x32\x0e.argosy.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\"\n\x10RevokeKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\"\x13\n\x11RevokeKeyResponse\"!\n\x0fListKeysRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"0\n\x10ListKeysResponse\x12\x1c\n\x04keys\x18\x01 \x03(\x0b\x32\x0e.argosy.v1.Key2\xc1\x03\n\x0c\x41\x64minService\x12\x46\n\tSetTenant\x12\x1b.argosy.v1.SetTenantRequest\x1a\x1c.argosy.v1.SetTenantResponse\x12L\n\x0bListTenants\x12\x1d.argosy.v1.ListTenantsRequest\x1a\x1e.argosy.v1.ListTenantsResponse\x12\x46\n\tCreateKey\x12\x1b.argosy.v1.CreateKeyRequest\x1a\x1c.argosy.v1.CreateKeyResponse\x12\x46\n\tRotateKey\x12\x1b.argosy.v1.RotateKeyRequest\x1a\x1c.argosy.v1.RotateKeyResponse\x12\x46\n\tRevokeKey\x12\x1b.argosy.v1.RevokeKeyRequest\x1a\x1c.argosy.v1.RevokeKeyResponse\x12\x43\n\x08ListKeys\x12\x1a.argosy.v1.ListKeysRequest\x1a\x1b.argosy.v1.ListKeysResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x61rgosy/v1/admin.proto\x12\targosy.v1\x1a\x19\x61rgosy/v1/inference.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x83\x01\n\x06Tenant\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\'\n\x06policy\x18\x02 \x01(\x0b\x32\x17.argosy.v1.TenantPolicy\x12\x10\n\x08\x64isabled\x18\x03 \x01(\x08\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x99\x01\n\x0cTenantPolicy\x12\x0e\n\x06models\x18\x01 \x03(\t\x12\x0f\n\x07regions\x18\x02 \x03(\t\x12\x13\n\x0bhome_region\x18\x04 \x01(\t\x12!\n\x06limits\x18\x03 \x01(\x0b\x32\x11.argosy.v1.Limits\x12\x30\n\x0epriority_class\x18\x05 \x01(\x0e\x32\x18.argosy.v1.PriorityClass\"\xa2\x02\n\x06Limits\x12 \n\x13requests_per_minute\x18\x01 \x01(\x04H\x00\x88\x01\x01\x12\x1e\n\x11tokens_per_minute\x18\x02 \x01(\x04H\x01\x88\x01\x01\x12\x1b\n\x0etokens_per_day\x18\x03 \x01(\x04H\x02\x88\x01\x01\x12\x1d\n\x10tokens_per_month\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x1f\n\x12\x63oncurrent_streams\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x0c\n\x04soft\x18\x06 \x01(\x08\x42\x16\n\x14_requests_per_minuteB\x14\n\x12_tokens_per_minuteB\x11\n\x0f_tokens_per_dayB\x13\n\x11_tokens_per_monthB\x15\n\x13_concurrent_streams\"\xd4\x01\n\x03Key\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05label\x18\x03 \x01(\t\x12\x0e\n\x06scopes\x18\x04 \x03(\t\x12.\n\ncreated_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nrevoked_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"5\n\x10SetTenantRequest\x12!\n\x06tenant\x18\x01 \x01(\x0b\x32\x11.argosy.v1.Tenant\"6\n\x11SetTenantResponse\x12!\n\x06tenant\x18\x01 \x01(\x0b\x32\x11.argosy.v1.Tenant\"\x14\n\x12ListTenantsRequest\"9\n\x13ListTenantsResponse\x12\"\n\x07tenants\x18\x01 \x03(\x0b\x32\x11.argosy.v1.Tenant\"n\n\x10\x43reateKeyRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05label\x18\x02 \x01(\t\x12\x0e\n\x06scopes\x18\x03 \x03(\t\x12+\n\x08lifetime\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"@\n\x11\x43reateKeyResponse\x12\x1b\n\x03key\x18\x01 \x01(\x0b\x32\x0e.argosy.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"N\n\x10RotateKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12*\n\x07overlap\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"@\n\x11RotateKeyResponse\x12\x1b\n\x03key\x18\x01 \x01(\x0b\x32\x0e.argosy.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\"\n\x10RevokeKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\"\x13\n\x11RevokeKeyResponse\"!\n\x0fListKeysRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\"0\n\x10ListKeysResponse\x12\x1c\n\x04keys\x18\x01 \x03(\x0b\x32\x0e.argosy.v1.Key2\xc1\x03\n\x0c\x41\x64minService\x12\x46\n\tSetTenant\x12\x1b.argosy.v1.SetTenantRequest\x1a\x1c.argosy.v1.SetTenantResponse\x12L\n\x0bListTenants\x12\x1d.argosy.v1.ListTenantsRequest\x1a\x1e.argosy.v1.ListTenantsResponse\x12\x46\n\tCreateKey\x12\x1b.argosy.v1.CreateKeyRequest\x1a\x1c.argosy.v1.CreateKeyResponse\x12\x46\n\tRotateKey\x12\x1b.argosy.v1.RotateKeyRequest\x1a\x1c.argosy.v1.RotateKeyResponse\x12\x46\n\tRevokeKey\x12\x1b.argosy.v1.RevokeKeyRequest\x1a\x1c.argosy.v1.RevokeKeyResponse\x12\x43\n\x08ListKeys\x12\x1a.argosy.v1.ListKeysRequest\x1a\x1b.argosy.v1.ListKeysResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'argosy.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TENANT']._serialized_start=102
-  _globals['_TENANT']._serialized_end=233
-  _globals['_TENANTPOLICY']._serialized_start=235
-  _globals['_TENANTPOLICY']._serialized_end=338
-  _globals['_LIMITS']._serialized_start=341
-  _globals['_LIMITS']._serialized_end=631
-  _globals['_KEY']._serialized_start=634
-  _globals['_KEY']._serialized_end=846
-  _globals['_SETTENANTREQUEST']._serialized_start=848
-  _globals['_SETTENANTREQUEST']._serialized_end=901
-  _globals['_SETTENANTRESPONSE']._serialized_start=903
-  _globals['_SETTENANTRESPONSE']._serialized_end=957
-  _globals['_LISTTENANTSREQUEST']._serialized_start=959
-  _globals['_LISTTENANTSREQUEST']._serialized_end=979
-  _globals['_LISTTENANTSRESPONSE']._serialized_start=981
-  _globals['_LISTTENANTSRESPONSE']._serialized_end=1038
-  _globals['_CREATEKEYREQUEST']._serialized_start=1040
-  _globals['_CREATEKEYREQUEST']._serialized_end=1150
-  _globals['_CREATEKEYRESPONSE']._serialized_start=1152
-  _globals['_CREATEKEYRESPONSE']._serialized_end=1216
-  _globals['_ROTATEKEYREQUEST']._serialized_start=1218
-  _globals['_ROTATEKEYREQUEST']._serialized_end=1296
-  _globals['_ROTATEKEYRESPONSE']._serialized_start=1298
-  _globals['_ROTATEKEYRESPONSE']._serialized_end=1362
-  _globals['_REVOKEKEYREQUEST']._serialized_start=1364
-  _globals['_REVOKEKEYREQUEST']._serialized_end=1398
-  _globals['_REVOKEKEYRESPONSE']._serialized_start=1400
-  _globals['_REVOKEKEYRESPONSE']._serialized_end=1419
-  _globals['_LISTKEYSREQUEST']._serialized_start=1421
-  _globals['_LISTKEYSREQUEST']._serialized_end=1454
-  _globals['_LISTKEYSRESPONSE']._serialized_start=1456
-  _globals['_LISTKEYSRESPONSE']._serialized_end=1504
-  _globals['_ADMINSERVICE']._serialized_start=1507
-  _globals['_ADMINSERVICE']._serialized_end=1956
+  _globals['_TENANT']._serialized_start=129
+  _globals['_TENANT']._serialized_end=260
+  _globals['_TENANTPOLICY']._serialized_start=263
+  _globals['_TENANTPOLICY']._serialized_end=416
+  _globals['_LIMITS']._serialized_start=419
+  _globals['_LIMITS']._serialized_end=709
+  _globals['_KEY']._serialized_start=712
+  _globals['_KEY']._serialized_end=924
+  _globals['_SETTENANTREQUEST']._serialized_start=926
+  _globals['_SETTENANTREQUEST']._serialized_end=979
+  _globals['_SETTENANTRESPONSE']._serialized_start=981
+  _globals['_SETTENANTRESPONSE']._serialized_end=1035
+  _globals['_LISTTENANTSREQUEST']._serialized_start=1037
+  _globals['_LISTTENANTSREQUEST']._serialized_end=1057
+  _globals['_LISTTENANTSRESPONSE']._serialized_start=1059
+  _globals['_LISTTENANTSRESPONSE']._serialized_end=1116
+  _globals['_CREATEKEYREQUEST']._serialized_start=1118
+  _globals['_CREATEKEYREQUEST']._serialized_end=1228
+  _globals['_CREATEKEYRESPONSE']._serialized_start=1230
+  _globals['_CREATEKEYRESPONSE']._serialized_end=1294
+  _globals['_ROTATEKEYREQUEST']._serialized_start=1296
+  _globals['_ROTATEKEYREQUEST']._serialized_end=1374
+  _globals['_ROTATEKEYRESPONSE']._serialized_start=1376
+  _globals['_ROTATEKEYRESPONSE']._serialized_end=1440
+  _globals['_REVOKEKEYREQUEST']._serialized_start=1442
+  _globals['_REVOKEKEYREQUEST']._serialized_end=1476
+  _globals['_REVOKEKEYRESPONSE']._serialized_start=1478
+  _globals['_REVOKEKEYRESPONSE']._serialized_end=1497
+  _globals['_LISTKEYSREQUEST']._serialized_start=1499
+  _globals['_LISTKEYSREQUEST']._serialized_end=1532
+  _globals['_LISTKEYSRESPONSE']._serialized_start=1534
+  _globals['_LISTKEYSRESPONSE']._serialized_end=1582
+  _globals['_ADMINSERVICE']._serialized_start=1585
+  _globals['_ADMINSERVICE']._serialized_end=2034
 # @@protoc_insertion_point(module_scope)

@@ -1,5 +1,6 @@
 import datetime
 
+from argosy.v1 import inference_pb2 as _inference_pb2
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -23,16 +24,18 @@ class Tenant(_message.Message):
     def __init__(self, tenant: _Optional[str] = ..., policy: _Optional[_Union[TenantPolicy, _Mapping]] = ..., disabled: _Optional[bool] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class TenantPolicy(_message.Message):
-    __slots__ = ("models", "regions", "home_region", "limits")
+    __slots__ = ("models", "regions", "home_region", "limits", "priority_class")
     MODELS_FIELD_NUMBER: _ClassVar[int]
     REGIONS_FIELD_NUMBER: _ClassVar[int]
     HOME_REGION_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_CLASS_FIELD_NUMBER: _ClassVar[int]
     models: _containers.RepeatedScalarFieldContainer[str]
     regions: _containers.RepeatedScalarFieldContainer[str]
     home_region: str
     limits: Limits
-    def __init__(self, models: _Optional[_Iterable[str]] = ..., regions: _Optional[_Iterable[str]] = ..., home_region: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+    priority_class: _inference_pb2.PriorityClass
+    def __init__(self, models: _Optional[_Iterable[str]] = ..., regions: _Optional[_Iterable[str]] = ..., home_region: _Optional[str] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., priority_class: _Optional[_Union[_inference_pb2.PriorityClass, str]] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("requests_per_minute", "tokens_per_minute", "tokens_per_day", "tokens_per_month", "concurrent_streams", "soft")
