@@ -33,7 +33,7 @@ def command(
     """Say how a model would run on devices that are not there.
 
     From its config.json alone: how it would be cut, what fits, how fast it would be, and why not otherwise. MODEL is a
-    checkpoint directory, a config.json, or a built-in reference.
+    checkpoint directory, a config.json, a pulled model, or a built-in reference.
 
     \b
     Examples:

@@ -139,7 +139,7 @@ def all_references() -> list[tuple[str, ModelConfig]]:
     return [(name, read_model(name)) for name in REFERENCES]
 
 
-def test_a_hub_cache_is_read_and_json_is_complete(tmp_path: Path) -> None:
+def test_models_are_found_and_json_is_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = tmp_path / "models--a--b" / "snapshots" / "0123"
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text(json.dumps(REFERENCES["gpt-oss-120b"]))
@@ -152,6 +152,10 @@ def test_a_hub_cache_is_read_and_json_is_complete(tmp_path: Path) -> None:
         2 * 5 / 3600 / plan["output_tokens_per_second"] * 1e6
     )
     assert len(found["rejected"]) == 2
+    monkeypatch.setenv("ARGOSY_HOME", str(tmp_path))
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    (tmp_path / "models" / "mine" / "config.json").write_text(json.dumps(REFERENCES["gpt-oss-120b"]))
+    assert read_model("mine") == read_model("gpt-oss-120b")
     with pytest.raises(ConfigurationError, match=r"neither a directory .* llama-3.1-70b"):
         read_model(str(tmp_path / "nothing"))
 

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cluster.config import default_store
 from cluster.errors import ConfigurationError
 from model.config import ModelConfig, UnsupportedModelError
 
@@ -85,7 +86,7 @@ REFERENCES: dict[str, dict[str, Any]] = {
 
 
 def read_model(name: str) -> ModelConfig:
-    """A built-in reference, a config.json, or a directory with one (also a hub's cache, with `snapshots/`).
+    """A built-in reference, a config.json, a directory with one (or a hub's cache, with `snapshots/`), a pulled model.
 
     Raises:
         ConfigurationError: there is none, or it cannot be served.
@@ -94,13 +95,15 @@ def read_model(name: str) -> ModelConfig:
         if name in REFERENCES:
             return ModelConfig.from_dict(REFERENCES[name])
         path = Path(name).expanduser()
+        if not path.exists():
+            path = default_store() / name
         if path.is_dir():
             found = [path / "config.json", *sorted(path.glob("snapshots/*/config.json"), reverse=True)]
             path = next((file for file in found if file.is_file()), path / "config.json")
         return ModelConfig.from_dict(json.loads(path.read_text()))
     except OSError:
         raise ConfigurationError(
-            f"{name} is neither a directory with a config.json nor one of {', '.join(REFERENCES)}"
+            f"{name} is neither a directory with a config.json, nor a pulled model, nor one of {', '.join(REFERENCES)}"
         ) from None
     except UnsupportedModelError as error:
         raise ConfigurationError(f"{name}: {error}") from None
