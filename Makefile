@@ -25,7 +25,7 @@ OFFLINE := env -u http_proxy -u https_proxy -u all_proxy -u HTTP_PROXY -u HTTPS_
 
 CHECKS := check-lint check-banned-calls check-imports check-protobuf check-stubs check-monitoring check-chart check-types check-lengths
 
-.PHONY: help setup demo serve test test-fast test-faults test-models check proto chart images constraints bench bench-peers clean $(CHECKS)
+.PHONY: help setup demo serve test test-fast test-faults test-models check proto chart images constraints bench bench-routers bench-peers clean $(CHECKS)
 
 help: ## List the commands
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
