@@ -283,6 +283,7 @@ def _learn_models(
         if (added := catalogue.add(model.name, model.section, config)) is not None:
             regions = frozenset(map(RegionId, added.regions))
             served = catalogue[model.name]
+            # The fleet looks models up in this very mapping.
             traffic[ModelName(model.name)] = ModelTraffic(served.block_size, served.batch_tokens, regions)
 
 
