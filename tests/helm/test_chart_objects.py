@@ -1,13 +1,10 @@
-"""What the rendered objects must be: who finds whom, who may what, how pods start, end and are kept apart."""
+"""What the rendered objects must be: who finds whom, how pods start and end, what reaches them."""
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import click
-import pytest
 import yaml
 
 from cluster.cli import argosy
@@ -15,71 +12,8 @@ from cluster.config import parse_config
 from cluster.control.topology import LINK_DOMAIN_LABEL, RACK_LABEL
 from cluster.discovery.objects import CONTROLLER_PORT, REGION_LABEL
 from cluster.telemetry.catalogue import LIVE_STREAMS
-from tests.support.helm import CI_FILES, Object, containers, named, of_kind, pod_templates, render
-
-VALUES: list[Path | None] = [None, *CI_FILES]
-
-
-@cache
-def objects(file: Path | None, kuberay: bool = False) -> list[Object]:
-    return render(*([file] if file else []), kuberay=kuberay)
-
-
-def ci(name: str, *, kuberay: bool = False) -> list[Object]:
-    return objects(next(file for file in CI_FILES if file.name == f"{name}-values.yaml"), kuberay)
-
-
-def every_way(test: Any) -> Any:
-    """With each file of values, and with both ways to have Ray."""
-    test = pytest.mark.parametrize("kuberay", [False, True], ids=["statefulsets", "kuberay"])(test)
-    return pytest.mark.parametrize("file", VALUES, ids=lambda file: file.stem if file else "defaults")(test)
-
-
-def environment(container: Object) -> dict[str, Any]:
-    return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in container.get("env", [])}
-
-
-@every_way
-def test_nothing_runs_as_root_or_writes_to_its_image(file: Path | None, kuberay: bool) -> None:
-    for name, template in pod_templates(objects(file, kuberay)):
-        pod = template["spec"]["securityContext"]
-        assert pod["runAsNonRoot"] is True, name
-        assert pod["seccompProfile"] == {"type": "RuntimeDefault"}, name
-        for container in containers(template):
-            security = container["securityContext"]
-            assert security["readOnlyRootFilesystem"] is True, name
-            assert security["allowPrivilegeEscalation"] is False, name
-            assert security["capabilities"]["drop"] == ["ALL"], name
-            added = security["capabilities"].get("add", [])
-            assert set(added) <= {"IPC_LOCK"}, name
-            # What is written goes somewhere: every place that the environment names is on a volume.
-            mounts = [mount["mountPath"] for mount in container.get("volumeMounts", [])]
-            for variable in ("HOME", "ARGOSY_STATE", "HF_HOME", "NUMBA_CACHE_DIR"):
-                path = environment(container).get(variable)
-                assert path is None or not mounts or path.startswith("/tmp"), name
-            assert container["image"].rpartition(":")[2] not in ("", "latest"), name
-
-
-@every_way
-def test_only_locked_memory_is_added_where_adapters_are(file: Path | None, kuberay: bool) -> None:
-    for name, template in pod_templates(objects(file, kuberay)):
-        for container in containers(template):
-            limits = container.get("resources", {}).get("limits", {})
-            adapters = [key for key in limits if key.startswith("rdma/") or key.endswith("/efa")]
-            assert bool(adapters) == ("add" in container["securityContext"]["capabilities"]), name
-
-
-@every_way
-def test_no_pod_has_a_token_of_the_api_that_it_does_not_need(file: Path | None, kuberay: bool) -> None:
-    found = objects(file, kuberay)
-    config = yaml.safe_load(file.read_text()) if file else {}
-    wanted = bool(config.get("discovery", {}).get("enabled"))
-    for name, template in pod_templates(found):
-        asks_the_api = wanted and ("router" in name or "head" in name)
-        assert template["spec"]["automountServiceAccountToken"] is asks_the_api, name
-    for account in of_kind(found, "ServiceAccount"):
-        assert account["automountServiceAccountToken"] is False
-    assert bool(of_kind(found, "ClusterRole") + of_kind(found, "Role")) == wanted
+from tests.support.chart_values import ci, environment, every_way, objects
+from tests.support.helm import Object, containers, named, of_kind, pod_templates, render
 
 
 @every_way
@@ -110,39 +44,6 @@ def test_every_selector_finds_the_pods_that_it_means(file: Path | None, kuberay:
 
 def _template(found: list[Object], name: str) -> Object:
     return dict(pod_templates(found))[name]
-
-
-@every_way
-def test_every_pod_is_under_a_policy_and_the_default_is_to_deny(file: Path | None, kuberay: bool) -> None:
-    found = objects(file, kuberay)
-    deny = named(found, "NetworkPolicy", "r-argosy-default-deny")["spec"]
-    assert deny["policyTypes"] == ["Ingress", "Egress"]
-    assert not set(deny) & {"ingress", "egress"}
-    ray = named(found, "NetworkPolicy", "r-argosy-ray")["spec"]
-    (components,) = ray["podSelector"]["matchExpressions"]
-    for name, template in pod_templates(found):
-        labels = template["metadata"]["labels"]
-        assert deny["podSelector"]["matchLabels"].items() <= labels.items(), name
-        if name.startswith(("StatefulSet", "RayCluster")):
-            assert labels["app.kubernetes.io/component"] in components["values"]
-    # Ray's ports are open to the release's own pods and, where regions were listed, to their networks.
-    for rule in ray["ingress"]:
-        assert rule["from"], "a rule without `from` lets everybody in"
-    ports = [[(port["port"], port.get("endPort")) for port in rule.get("ports", [])] for rule in ray["ingress"]]
-    assert ports == [[], [(50052, None)], [(9464, 9466)]], "routers and nodes, the job that applies, Prometheus"
-
-
-@every_way
-def test_ray_never_starts_without_its_token(file: Path | None, kuberay: bool) -> None:
-    seen = 0
-    for _, template in pod_templates(objects(file, kuberay)):
-        for container in template["spec"]["containers"]:
-            if container["command"][0] == "ray" or "up" in container["command"]:
-                has = environment(container)
-                assert has["RAY_AUTH_MODE"] == "token"
-                assert set(has["RAY_AUTH_TOKEN"]) == {"secretKeyRef"}
-                seen += 1
-    assert seen >= 3
 
 
 @every_way
@@ -187,38 +88,6 @@ def test_a_change_of_models_restarts_routers_and_leaves_ray_alone() -> None:
     assert models[0] != before[0]
     assert models[1] == before[1]
     assert image[1] != before[1]
-
-
-def test_discovery_may_read_what_it_reads_and_no_more() -> None:
-    found = ci("observed")
-    rules = {
-        (role["kind"], role["metadata"]["name"]): [
-            (rule["apiGroups"], rule["resources"], rule["verbs"]) for rule in role["rules"]
-        ]
-        for role in [*of_kind(found, "Role"), *of_kind(found, "ClusterRole")]
-    }
-    look = ["list", "watch"]
-    assert rules == {
-        ("Role", "r-argosy-router"): [(["discovery.k8s.io"], ["endpointslices"], look)],
-        ("Role", "r-argosy-ray"): [([""], ["pods"], look)],
-        ("ClusterRole", "serving-r-argosy-nodes"): [([""], ["nodes"], look)],
-    }
-    bound = {
-        (binding["roleRef"]["kind"], binding["roleRef"]["name"], subject["name"])
-        for binding in [*of_kind(found, "RoleBinding"), *of_kind(found, "ClusterRoleBinding")]
-        for subject in binding["subjects"]
-    }
-    assert bound == {
-        ("Role", "r-argosy-router", "r-argosy-router"),
-        ("Role", "r-argosy-ray", "r-argosy-ray"),
-        ("ClusterRole", "serving-r-argosy-nodes", "r-argosy-ray"),
-    }
-    pool = named(found, "StatefulSet", "r-argosy-pool-cpu")["spec"]["template"]["spec"]
-    sleep = pool["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
-    config = parse_config(yaml.safe_load(named(found, "ConfigMap", "r-argosy")["data"]["argosy.yaml"]))
-    assert config.discovery.kubernetes is not None
-    assert sleep > config.discovery.kubernetes.drain_seconds
-    assert pool["terminationGracePeriodSeconds"] >= sleep + 30, "Ray drains its node after that"
 
 
 def test_a_controller_is_found_by_its_region() -> None:
@@ -306,41 +175,6 @@ def test_a_new_configuration_is_a_new_job_that_tells_the_controller() -> None:
     (apply,) = before[0]["spec"]["template"]["spec"]["containers"]
     assert "--address=r-argosy-controller.serving.svc:50052" in apply["command"]
     assert "/etc/argosy/peers/operator" in [mount["mountPath"] for mount in apply["volumeMounts"]]
-
-
-def test_certificates_reach_those_who_use_them() -> None:
-    found = ci("bare-metal")
-    config = parse_config(yaml.safe_load(named(found, "ConfigMap", "r-argosy")["data"]["argosy.yaml"]))
-    assert config.router.tls is not None
-    paths = {str(config.router.tls.certificate), str(config.router.tls.key), str(config.router.tls.client_authority)}
-    (router,) = named(found, "Deployment", "r-argosy-router")["spec"]["template"]["spec"]["containers"]
-    mounts = {mount["mountPath"] for mount in router["volumeMounts"]}
-    assert {path.rpartition("/")[0] for path in paths} <= mounts
-    assert "tcpSocket" in router["readinessProbe"], "the kubelet's gRPC probe speaks no TLS"
-    roles = {"router": {"router"}, "head": {"controller", "operator"}, "pool-nvl72": {"engine", "worker"}}
-    for name, template in pod_templates(found):
-        for part, has in roles.items():
-            if name.endswith(part):
-                for container in template["spec"]["containers"]:
-                    shown = {
-                        mount["mountPath"] for mount in container["volumeMounts"] if "/peers/" in mount["mountPath"]
-                    }
-                    assert shown == {f"/etc/argosy/peers/{role}" for role in has}
-    secrets = {volume["secret"]["secretName"] for volume in _peer_volumes(found)}
-    assert secrets == {f"argosy-peer-{role}" for role in ("router", "controller", "operator", "engine", "worker")}
-
-
-def _peer_volumes(found: list[Object]) -> list[Object]:
-    volumes = [volume for _, template in pod_templates(found) for volume in template["spec"].get("volumes", [])]
-    return [volume for volume in volumes if volume["name"].startswith("peer-")]
-
-
-def test_issued_certificates_name_the_roles() -> None:
-    issued = {item["spec"]["secretName"]: item["spec"] for item in of_kind(ci("observed"), "Certificate")}
-    for role in ("router", "controller", "engine", "worker", "operator"):
-        assert issued[f"r-argosy-peer-{role}"]["dnsNames"] == [f"{role}.argosy.internal"]
-    (public,) = [item["spec"] for item in of_kind(ci("aws"), "Certificate")]
-    assert "api.example.com" in public["dnsNames"]
 
 
 def test_routers_scale_by_our_own_metric() -> None:

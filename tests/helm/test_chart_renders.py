@@ -15,7 +15,8 @@ import yaml
 from jsonschema import ValidationError
 
 from cluster.config import parse_config
-from tests.support.helm import CHART, CI_FILES, ROOT, helm, named, of_kind, pod_templates, refused, render
+from tests.support.chart_values import VALUES, name_of, objects
+from tests.support.helm import CHART, ROOT, helm, named, of_kind, pod_templates, refused
 from tests.support.kubernetes_schemas import validator
 
 KUBERNETES = ("1.30", "1.34", "1.37")
@@ -27,7 +28,6 @@ CUSTOM = {
     "ScrapeConfig": "monitoring.coreos.com/v1alpha1",
 }
 """Kinds of operators, which Kubernetes' own schemas do not know."""
-VALUES: list[tuple[Path, ...]] = [(), *((file,) for file in CI_FILES)]
 
 
 @cache
@@ -41,37 +41,36 @@ def check(text: str) -> None:
         validator(found["kind"], found["apiVersion"], version).validate(found)
 
 
-def name_of(files: tuple[Path, ...]) -> str:
-    return files[0].stem if files else "defaults"
-
-
-@pytest.mark.parametrize("files", VALUES, ids=name_of)
-def test_lint_finds_nothing(files: tuple[Path, ...]) -> None:
-    done = helm("lint", CHART, "--strict", *(f"--values={file}" for file in files))
+@pytest.mark.parametrize("file", VALUES, ids=name_of)
+def test_lint_finds_nothing(file: Path | None) -> None:
+    done = helm("lint", CHART, "--strict", *([f"--values={file}"] if file else []))
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("files", VALUES, ids=name_of)
-def test_every_object_is_valid_for_three_versions_of_kubernetes(files: tuple[Path, ...]) -> None:
-    plain, kuberay = (render(*files, sets={"ray.operator": operator}) for operator in ("never", "always"))
-    (cluster,) = of_kind(kuberay, "RayCluster")
-    assert not of_kind(kuberay, "StatefulSet"), "one or the other"
-    pods = [{"apiVersion": "v1", "kind": "Pod", **template} for _, template in pod_templates([cluster])]
+@pytest.mark.parametrize("file", VALUES, ids=name_of)
+def test_every_object_is_valid_for_three_versions_of_kubernetes(file: Path | None) -> None:
+    ways = [objects(file), objects(file, kuberay=True)]
+    pods = []
+    for rendered in ways:
+        clusters = of_kind(rendered, "RayCluster")
+        assert bool(clusters) != bool(of_kind(rendered, "StatefulSet")), "one or the other"
+        templates = [template for _, template in pod_templates(clusters)]
+        pods += [{"apiVersion": "v1", "kind": "Pod", **template} for template in templates]
     for number, pod in enumerate(pods):
         pod["metadata"] = {**pod["metadata"], "name": f"pod-{number}"}
-    for objects in (plain, kuberay):
-        names = [(item["kind"], item["metadata"].get("namespace"), item["metadata"]["name"]) for item in objects]
+    for rendered in ways:
+        names = [(item["kind"], item["metadata"].get("namespace"), item["metadata"]["name"]) for item in rendered]
         assert len(set(names)) == len(names), "two objects of one name"
-    for found in [*plain, *kuberay, *pods]:
+    for found in [*ways[0], *ways[1], *pods]:
         check(json.dumps(found, sort_keys=True))
 
 
-@pytest.mark.parametrize("files", VALUES, ids=name_of)
-def test_the_configmap_is_what_argosy_reads(files: tuple[Path, ...]) -> None:
-    objects = render(*files)
+@pytest.mark.parametrize("file", VALUES, ids=name_of)
+def test_the_configmap_is_what_argosy_reads(file: Path | None) -> None:
+    rendered = objects(file)
     defaults = yaml.safe_load((CHART / "values.yaml").read_text())
-    given = {**defaults, **(yaml.safe_load(files[0].read_text()) if files else {})}
-    config = parse_config(yaml.safe_load(named(objects, "ConfigMap", "r-argosy")["data"]["argosy.yaml"]))
+    given = {**defaults, **(yaml.safe_load(file.read_text()) if file else {})}
+    config = parse_config(yaml.safe_load(named(rendered, "ConfigMap", "r-argosy")["data"]["argosy.yaml"]))
     assert config.region == given["config"].get("region", "local")
     assert [model.name for model in config.models] == [model["name"] for model in given["config"]["models"]]
     assert config.router.listen == "0.0.0.0:50051"
@@ -82,7 +81,7 @@ def test_the_configmap_is_what_argosy_reads(files: tuple[Path, ...]) -> None:
 
 def test_an_object_that_kubernetes_does_not_know_is_noticed() -> None:
     """The checks above can fail."""
-    service = named(render(), "Service", "r-argosy-router")
+    service = named(objects(None), "Service", "r-argosy-router")
     for change in ({"spec": {**service["spec"], "prots": []}}, {"spec": {**service["spec"], "ports": "grpc"}}):
         with pytest.raises(ValidationError):
             check(json.dumps({**service, **change}))
