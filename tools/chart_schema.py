@@ -16,7 +16,7 @@ SCHEMA = Path(__file__).parents[1] / "deploy" / "helm" / "argosy" / "values.sche
 
 SET_BY_THE_CHART = {
     "ArgosyConfig": ("model_store", "regions", "peers", "metrics", "discovery"),
-    "RouterConfig": ("http_listen", "listen", "tls"),
+    "RouterConfig": ("http_listen", "listen", "quota_listen", "tls"),
     "ControllerConfig": ("listen",),
     "RayConfig": ("address", "num_cpus"),
     "LedgerConfig": ("store", "path", "url"),

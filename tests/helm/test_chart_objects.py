@@ -201,6 +201,17 @@ def test_the_http_api_is_open_where_it_is_wanted() -> None:
         assert (8080 in [port["port"] for port in opened]) == wanted
 
 
+def test_other_regions_get_slices_of_limits() -> None:
+    found = ci("bare-metal")
+    config = parse_config(yaml.safe_load(named(found, "ConfigMap", "r-argosy")["data"]["argosy.yaml"]))
+    (port,) = named(found, "Service", "r-argosy-router-quota")["spec"]["ports"]
+    assert config.router.quota_listen == f"0.0.0.0:{port['port']}"
+    assert config.regions[0].quota == ("argosy-quota.oslo.example.internal:50053",)
+    rule = named(found, "NetworkPolicy", "r-argosy-router")["spec"]["ingress"][1]
+    assert [peer["ipBlock"]["cidr"] for peer in rule["from"]] == ["10.1.0.0/16", "10.2.0.0/16"]
+    assert [port["port"] for port in rule["ports"]] == [50053]
+
+
 def test_two_releases_share_a_namespace() -> None:
     names = [{(item["kind"], item["metadata"]["name"]) for item in render(release=name)} for name in ("a", "b")]
     assert names[0] & names[1] == set()

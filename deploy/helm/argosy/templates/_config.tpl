@@ -24,6 +24,9 @@ listen: 0.0.0.0:50051
 {{- if .Values.router.http.enabled }}
 http_listen: 0.0.0.0:8080
 {{- end }}
+{{- if .Values.router.quota.enabled }}
+quota_listen: 0.0.0.0:50053
+{{- end }}
 {{- if .Values.tls.enabled }}
 tls:
   certificate: /etc/argosy/tls/tls.crt
