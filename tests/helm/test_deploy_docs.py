@@ -60,6 +60,7 @@ class Reader:
         self._directory = directory
         self._state = directory / "shell"
         self._state.touch()
+        self._processes: list[subprocess.Popen[bytes]] = []
         router, controller, gcs = free_ports(3)
         self._instead = {
             "50051": str(router),
@@ -114,6 +115,8 @@ class Reader:
                 start_new_session=True,
             )
 
+        self._processes.append(process)
+
         def said() -> bool:
             assert process.poll() is None, log.read_text(errors="replace")
             return until in log.read_text(errors="replace")
@@ -130,6 +133,8 @@ class Reader:
             return not marked(self.mark)
 
         wait_until(all_gone, 30, "end of all processes")
+        for process in self._processes:
+            process.wait(10)
 
     def _environment(self) -> dict[str, str]:
         return {
