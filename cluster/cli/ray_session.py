@@ -99,11 +99,12 @@ def cluster_address() -> str:
     return str(ray.get_runtime_context().gcs_address)
 
 
-def start_controller(config: ArgosyConfig, *, replace: bool = False) -> Any:
+def start_controller(config: ArgosyConfig, *, replace: bool = False, again: bool = False) -> Any:
     """Start the region's controller on this node and return its actor handle. It outlives this process if Ray does.
 
     Args:
         replace: end a controller that runs already. Its replicas stay, and the new one adopts them.
+        again: one that this command started has ended; what was applied since counts more than the configuration.
 
     Raises:
         ConfigurationError: another controller runs in the namespace, or this one cannot start.
@@ -118,6 +119,10 @@ def start_controller(config: ArgosyConfig, *, replace: bool = False) -> Any:
     if replace:
         _end_controller(config)
         internal_kv._internal_kv_put(_kept_key(config), b"1", overwrite=True)
+    if not again:
+        from cluster.control.ray_backend import applied_key
+
+        internal_kv._internal_kv_del(applied_key(config.ray.namespace))
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     try:
         controller = RoleActor.options(

@@ -174,7 +174,7 @@ class Region:
                 router.start()
         if self._controller is not None and not ray_session.is_alive(self._controller):
             events.append("the controller ended; starting it again, it adopts what runs")
-            self._controller = ray_session.start_controller(self.config)
+            self._controller = ray_session.start_controller(self.config, again=True)
         return events
 
     def run(self, work: Coroutine[Any, Any, _Result]) -> _Result:

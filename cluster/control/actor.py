@@ -13,7 +13,7 @@ import grpc.aio
 from argosy.internal.v1 import control_pb2_grpc
 from cluster.clock import SystemClock
 from cluster.config import ArgosyConfig, KubernetesDiscovery
-from cluster.control.applying import Applying
+from cluster.control.applying import Applying, with_models_of
 from cluster.control.controller import Controller
 from cluster.control.machines import Machines
 from cluster.control.ray_backend import RayBackend
@@ -53,11 +53,13 @@ class ControllerActor:
         configure_logging(self._config.log, role="controller", region=self._config.region)
         metrics = ControllerMetrics()
         backend = RayBackend(self._config.ray, lambda host: self._machines.labels(host) if self._machines else {})
+        if (applied := await backend.recall()) is not None:
+            self._config = with_models_of(self._config, applied)
         self._controller = Controller(self._config, backend, SystemClock(), self._view, metrics)
         identity = self._config.peers.identity(Role.CONTROLLER)
         self._server = private_server(identity)
         control_pb2_grpc.add_DirectoryServiceServicer_to_server(Directory(self._view), self._server)  # type: ignore[no-untyped-call]
-        applying = Applying(self._config, self._controller, SystemClock())
+        applying = Applying(self._config, self._controller, SystemClock(), backend.remember)
         control = Control(self._view, self.stop, self._controller.orders.drain, applying.apply)
         control_pb2_grpc.add_ControlServiceServicer_to_server(control, self._server)  # type: ignore[no-untyped-call]
         address = private_listen(self._server, self._config.controller.listen, "controller.listen", identity)

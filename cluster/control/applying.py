@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from argosy.internal.v1 import control_pb2
 from cluster.clock import Clock
@@ -21,6 +21,8 @@ from cluster.errors import ConfigurationError, FieldViolation, Reason, ServiceEr
 logger = logging.getLogger(__name__)
 
 DEFAULT_GRACE_SECONDS = 30.0
+
+Remember = Callable[[str], Awaitable[None]]
 
 _ACTIONS = {
     Action.START: control_pb2.APPLY_ACTION_START,
@@ -37,7 +39,9 @@ _STATES = {
 class Applying:
     """Takes wanted states for one region."""
 
-    def __init__(self, config: ArgosyConfig, controller: Controller, clock: Clock) -> None:
+    def __init__(self, config: ArgosyConfig, controller: Controller, clock: Clock, remember: Remember) -> None:
+        """`remember`: keeps a configuration that was applied, for whoever controls the region next."""
+        self._remember = remember
         self._config = config
         self._controller = controller
         self._clock = clock
@@ -59,7 +63,7 @@ class Applying:
         rollout = Rollout(self._controller, self._clock, grace, self._config.controller.start_timeout_seconds)
         events: asyncio.Queue[control_pb2.ApplyResponse] = asyncio.Queue()
         # Its own task: it goes on, or back, whether or not somebody listens.
-        self._running = asyncio.create_task(_tell(rollout, todo, events))
+        self._running = asyncio.create_task(self._carry_out(rollout, todo, request.configuration, events))
         while True:
             event = await events.get()
             yield event
@@ -78,21 +82,33 @@ class Applying:
                 Reason.INVALID_FIELD, violations=(FieldViolation("configuration", str(error)),)
             ) from None
 
+    async def _carry_out(
+        self,
+        rollout: Rollout,
+        todo: Sequence[Step],
+        configuration: str,
+        events: asyncio.Queue[control_pb2.ApplyResponse],
+    ) -> None:
+        outcome = control_pb2.ApplyFinished(applied=True)
+        try:
+            async for index, state in rollout.run(todo):
+                step = todo[index]
+                logger.info("apply: %s %s: %s", step.action.value, step.replica_id, state)
+                progress = control_pb2.ApplyProgress(step=index, state=_STATES[state])
+                events.put_nowait(control_pb2.ApplyResponse(progress=progress))
+            await self._remember(configuration)
+        except StepError as error:
+            outcome = control_pb2.ApplyFinished(applied=False, reason=str(error))
+        except Exception as error:
+            logger.exception("apply")
+            outcome = control_pb2.ApplyFinished(applied=False, reason=f"{type(error).__name__}: {error}")
+        events.put_nowait(control_pb2.ApplyResponse(finished=outcome))
 
-async def _tell(rollout: Rollout, todo: Sequence[Step], events: asyncio.Queue[control_pb2.ApplyResponse]) -> None:
-    outcome = control_pb2.ApplyFinished(applied=True)
-    try:
-        async for index, state in rollout.run(todo):
-            step = todo[index]
-            logger.info("apply: %s %s: %s", step.action.value, step.replica_id, state)
-            progress = control_pb2.ApplyProgress(step=index, state=_STATES[state])
-            events.put_nowait(control_pb2.ApplyResponse(progress=progress))
-    except StepError as error:
-        outcome = control_pb2.ApplyFinished(applied=False, reason=str(error))
-    except Exception as error:
-        logger.exception("apply")
-        outcome = control_pb2.ApplyFinished(applied=False, reason=f"{type(error).__name__}: {error}")
-    events.put_nowait(control_pb2.ApplyResponse(finished=outcome))
+
+def with_models_of(config: ArgosyConfig, configuration: str) -> ArgosyConfig:
+    """The configuration with the models of one that was applied."""
+    applied = parse_config(json.loads(configuration), source="applied configuration")
+    return config.model_copy(update={"models": applied.models, "model_store": applied.model_store})
 
 
 def _message(step: Step) -> control_pb2.ApplyStep:

@@ -77,6 +77,17 @@ class RayBackend:
         value = await asyncio.to_thread(internal_kv._internal_kv_get, self._epoch_key(replica_id))
         return Epoch(int(value)) if value else Epoch(0)
 
+    async def remember(self, configuration: str) -> None:
+        """Keep what was applied for the next controller of this region."""
+        await asyncio.to_thread(
+            internal_kv._internal_kv_put, applied_key(self._namespace), configuration, overwrite=True
+        )
+
+    async def recall(self) -> str | None:
+        """What was applied since the region was started from its file."""
+        value: bytes | None = await asyncio.to_thread(internal_kv._internal_kv_get, applied_key(self._namespace))
+        return value.decode() if value else None
+
     async def start(self, plan: ReplicaPlan, spec: ReplicaSpec) -> None:
         processes = self._processes[spec.replica_id, spec.epoch] = _Processes()
         await asyncio.to_thread(
@@ -169,6 +180,11 @@ class RayBackend:
 
     def _epoch_key(self, replica_id: ReplicaId) -> str:
         return f"argosy/{self._namespace}/{replica_id}/epoch"
+
+
+def applied_key(namespace: str) -> str:
+    """Under which Ray's own store keeps the configuration that was applied last."""
+    return f"argosy/{namespace}/applied"
 
 
 def _bundles(plan: ReplicaPlan) -> list[tuple[int, str]]:

@@ -12,7 +12,7 @@ import pytest
 
 from argosy.internal.v1 import control_pb2
 from cluster.config import parse_config
-from cluster.control.applying import Applying
+from cluster.control.applying import Applying, with_models_of
 from cluster.control.plan import wanted_replicas
 from cluster.control.rollout import Action, reverse, steps, wanted_after
 from cluster.control.topology import Node
@@ -75,6 +75,10 @@ def test_a_step_and_its_reverse_leave_things_as_they_were(store: Path) -> None:
         assert {step.action, back.action} == {Action.START, Action.STOP}
 
 
+async def forget(configuration: str) -> None:
+    raise AssertionError("nothing was applied")
+
+
 class Applied:
     """A region of scripted processes that become ready at once, and what one `Apply` did to it."""
 
@@ -84,11 +88,15 @@ class Applied:
         self.world = World(store, **section)
         self.store = store
         self.spoiled = spoiled
-        self.applying = Applying(self.world.config, self.world.controller, self.world.clock)
+        self.applying = Applying(self.world.config, self.world.controller, self.world.clock, self.remember)
         self.events: list[control_pb2.ApplyResponse] = []
         self.replicas = self.most_missing = 0
+        self.remembered: list[str] = []
         self.free: list[Node] | None = None
         """What is free once the first replicas run; None: as much as before."""
+
+    async def remember(self, configuration: str) -> None:
+        self.remembered.append(configuration)
 
     async def settle(self, seconds: float = 0.1) -> None:
         """One round, in which whatever was started comes up, or does not."""
@@ -146,6 +154,8 @@ def test_a_model_is_added_and_another_one_removed(store: Path) -> None:
     applied = Applied(store, replicas=2)
     asyncio.run(applied.run(model("n")))
     assert applied.alive == {"n/0": 1}
+    (remembered,) = applied.remembered
+    assert [section.name for section in with_models_of(applied.world.config, remembered).models] == ["n"]
     assert [wanted.name for wanted in applied.world.view.directory.models] == ["n"]
     assert [status.replica_id for status in applied.world.statuses] == ["n/0"]
 
@@ -170,6 +180,7 @@ def test_what_fails_at_the_second_replica_is_taken_back_at_the_first_too(store: 
     assert not finished.applied
     assert "m/1" in finished.reason
     assert "out of memory" in finished.reason
+    assert applied.remembered == []
     assert [applied.ranks_of(f"m/{index}") for index in range(2)] == [2, 2]
     assert all(state.state == READY for state in applied.world.statuses)
     assert {wanted.section.tensor_parallel for wanted in applied.world.controller.wanted.values()} == {2}
@@ -199,7 +210,7 @@ def test_replicas_that_find_no_room_are_not_wanted_for_ever(store: Path) -> None
 def test_a_configuration_that_cannot_be_used_changes_nothing(store: Path, text: str, words: str) -> None:
     async def scenario() -> None:
         world = World(store)
-        applying = Applying(world.config, world.controller, world.clock)
+        applying = Applying(world.config, world.controller, world.clock, forget)
         request = control_pb2.ApplyRequest(configuration=text.replace("STORE", str(store)))
         before = world.controller.wanted
         with pytest.raises(ServiceError) as refused:
@@ -214,7 +225,7 @@ def test_a_configuration_that_cannot_be_used_changes_nothing(store: Path, text: 
 def test_one_rollout_at_a_time_and_a_plan_at_any_time(store: Path) -> None:
     async def scenario() -> None:
         world = World(store)
-        applying = Applying(world.config, world.controller, world.clock)
+        applying = Applying(world.config, world.controller, world.clock, forget)
         text = json.dumps({"model_store": str(store), "models": [model(replicas=2)]})
         first = applying.apply(control_pb2.ApplyRequest(configuration=text))
         assert (await anext(first)).plan.steps[0].replica_id == "m/1"
