@@ -46,6 +46,7 @@ def _check_host_port(value: str) -> str:
 
 
 HostPort = Annotated[str, AfterValidator(_check_host_port)]
+Location = tuple[Annotated[float, Field(ge=-90, le=90)], Annotated[float, Field(ge=-180, le=180)]]
 
 
 REGION_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
@@ -95,7 +96,7 @@ class ModelSection(_Section):
     """Arithmetic type. auto: float32 on cpu, bfloat16 on cuda."""
     quantization: Quantization = "none"
     """What weights are made into as they are loaded. none: they stay as the checkpoint has them. int8: 8-bit integers.
-    int4: 4-bit integers in groups of 32, embedding and head int8. docs/quantization.md says what that costs and brings."""
+    int4: 4-bit integers in groups of 32, embedding and head int8. What it costs and brings: docs/quantization.md."""
     context_length: int | None = Field(None, ge=16)
     """Most tokens of prompt and answer together. Default: the checkpoint's own limit."""
     threads_per_rank: int | None = Field(None, ge=1, le=256)
@@ -139,6 +140,11 @@ class RouterConfig(_Section):
 
     listen: HostPort = "127.0.0.1:50051"
     """Address that clients call."""
+    http_listen: HostPort | None = None
+    """Address of the OpenAI-compatible HTTP API, encrypted as `tls` says. Default: it is not offered."""
+    console_listen: HostPort | None = None
+    """Address of the operators' web page, encrypted as `tls` says; it asks for a key with the scope `admin`. Default:
+    it is not offered."""
     reflection: bool = False
     """Offer gRPC server reflection."""
     max_message: ByteSize = Field(default="4MiB", validate_default=True)
@@ -146,7 +152,7 @@ class RouterConfig(_Section):
     max_tokens: int = Field(4096, ge=1)
     """Most tokens that one choice may ask for."""
     max_streams: int = Field(1024, ge=1)
-    """Most requests in flight at one router process. One tenant gets at most three times what is left for all others."""
+    """Most requests in flight at one router process. One tenant gets at most three times what is left for others."""
     max_connections: int = Field(4096, ge=1)
     """Most connections to one router process; keep its limit of open files well above."""
     quota_listen: HostPort | None = None
@@ -199,6 +205,8 @@ class RegionSection(_Section):
     """Its routers' `router.quota_listen`: where slices of its tenants' limits come from."""
     round_trip_seconds: float | None = Field(None, gt=0, le=10)
     """How far it is expected to be; what is measured takes the place by and by."""
+    location: Location | None = None
+    """Latitude and longitude in degrees, for the map of the web page."""
     injected_round_trip_seconds: float = Field(0, ge=0, le=10)
     """Added to every message there and back: lets several regions on one machine behave as if they were far apart."""
 
@@ -369,6 +377,8 @@ class ArgosyConfig(_Section):
 
     region: str = Field("local", pattern=REGION_NAME)
     """The region's name."""
+    location: Location | None = None
+    """Latitude and longitude in degrees, for the map of the web page."""
     models: tuple[ModelSection, ...] = Field(min_length=1)
     """What is served."""
     regions: tuple[RegionSection, ...] = ()

@@ -41,7 +41,7 @@ class Role(enum.Enum):
 
 CALLERS: Final[Mapping[str, frozenset[Role]]] = {
     "/argosy.internal.v1.DirectoryService/WatchReplicas": frozenset({Role.ROUTER, Role.CONTROLLER}),
-    "/argosy.internal.v1.ControlService/GetStatus": frozenset({Role.OPERATOR, Role.CONTROLLER}),
+    "/argosy.internal.v1.ControlService/GetStatus": frozenset({Role.OPERATOR, Role.CONTROLLER, Role.ROUTER}),
     "/argosy.internal.v1.ControlService/WatchProgress": frozenset({Role.OPERATOR, Role.CONTROLLER}),
     "/argosy.internal.v1.ControlService/Apply": frozenset({Role.OPERATOR}),
     "/argosy.internal.v1.ControlService/Shutdown": frozenset({Role.OPERATOR}),

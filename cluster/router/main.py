@@ -33,6 +33,7 @@ from cluster.ledger.opening import open_ledger
 from cluster.peers import Role
 from cluster.router.admin import AdminService, UsageService
 from cluster.router.catalogue import Catalogue
+from cluster.router.console.app import Console
 from cluster.router.directory import watch_region
 from cluster.router.dispatch import dial_grpc
 from cluster.router.fleet import Fleet, ModelTraffic
@@ -184,6 +185,9 @@ async def serve(
                 shares = config.router.processes > 1
                 http = opened(door, http_listen, config.router.tls, share_port=shares)
                 http_listen = await exports.enter_async_context(http)
+            if (console_listen := config.router.console_listen) is not None:
+                console = Console(config, authenticator, clock).application()
+                await exports.enter_async_context(opened(console, console_listen, config.router.tls))
             log.info(
                 "%s listens on %s, http: %s, metrics: %s", router_id, address, http_listen or "off", scraped or "off"
             )
