@@ -41,7 +41,6 @@ class RayHead:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         }
         gcs, dashboard, client = free_ports(3)
         self.gcs, self.jobs = f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}"
@@ -70,10 +69,10 @@ class RayHead:
         token = Path(self.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
         return {"Authorization": f"Bearer {token}"}
 
-    def add_node(self, cpus: int) -> subprocess.Popen[bytes]:
-        """One more node, once the head knows it."""
+    def add_node(self, cpus: int, *arguments: str) -> subprocess.Popen[bytes]:
+        """One more node, once the head knows it; `arguments` are more of `ray start`."""
         before = self._living()
-        node = self._start(cpus, f"--address={self.gcs}")
+        node = self._start(cpus, f"--address={self.gcs}", *arguments)
 
         def is_there() -> bool:
             assert node.poll() is None, self.log.read_text()
