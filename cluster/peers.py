@@ -44,6 +44,7 @@ CALLERS: Final[Mapping[str, frozenset[Role]]] = {
     "/argosy.internal.v1.ControlService/GetStatus": frozenset({Role.OPERATOR, Role.CONTROLLER, Role.ROUTER}),
     "/argosy.internal.v1.ControlService/WatchProgress": frozenset({Role.OPERATOR, Role.CONTROLLER}),
     "/argosy.internal.v1.ControlService/Apply": frozenset({Role.OPERATOR}),
+    "/argosy.internal.v1.ControlService/Drain": frozenset({Role.OPERATOR}),
     "/argosy.internal.v1.ControlService/Shutdown": frozenset({Role.OPERATOR}),
     "/argosy.internal.v1.QuotaService/Lease": frozenset({Role.ROUTER}),
     "/argosy.internal.v1.ReplicaService/Connect": frozenset({Role.ROUTER}),
