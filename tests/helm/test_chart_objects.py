@@ -73,21 +73,19 @@ def test_a_router_has_time_to_end_its_streams() -> None:
 
 
 def test_a_change_of_models_restarts_routers_and_leaves_ray_alone() -> None:
-    def checksums(found: list[Object]) -> tuple[str, set[str]]:
-        router, ray = "", set()
-        for name, template in pod_templates(found):
-            notes = template["metadata"].get("annotations", {})
-            router = notes.get("checksum/config", router)
-            ray |= {notes["checksum/ray"]} if "checksum/ray" in notes else set()
-            assert not (name.startswith("StatefulSet") and "checksum/config" in notes)
-        return router, ray
+    """Pods start anew when their template differs in anything."""
 
-    before = checksums(render())
-    models = checksums(render(sets={"config.models": [{"name": "smollm2-135m-instruct", "replicas": 2}]}))
-    image = checksums(render(sets={"images.engine.tag": "0.2.0"}))
-    assert models[0] != before[0]
-    assert models[1] == before[1]
-    assert image[1] != before[1]
+    def templates(found: list[Object]) -> dict[str, Object]:
+        return {name: pod for name, pod in pod_templates(found) if not name.startswith("Job/")}
+
+    before = templates(render())
+    models = templates(render(sets={"config.models": [{"name": "gemma3-270m"}, {"name": "smollm2-135m-instruct"}]}))
+    image = templates(render(sets={"images.engine.tag": "0.2.0"}))
+    assert {name for name in before if models[name] != before[name]} == {"Deployment/r-argosy-router"}
+    assert {name for name in before if image[name] != before[name]} == {
+        "StatefulSet/r-argosy-head",
+        "StatefulSet/r-argosy-pool-cpu",
+    }
 
 
 def test_a_controller_is_found_by_its_region() -> None:
@@ -153,7 +151,7 @@ def test_adapters_link_domains_and_shared_memory_reach_the_pod() -> None:
 
 def test_a_job_fills_a_shared_store_and_pods_wait_for_it() -> None:
     (job,) = [job for job in of_kind(ci("aws"), "Job") if "-pull-" in job["metadata"]["name"]]
-    command = ["argosy", "pull", "--store=/models", "deepseek-ai/DeepSeek-V3"]
+    command = ["argosy", "pull", "--file=/etc/argosy/config/argosy.yaml"]
     (puller,) = job["spec"]["template"]["spec"]["containers"]
     assert puller["command"] == command
     assert environment(puller)["HF_TOKEN"]["secretKeyRef"] == {"name": "hub-token", "key": "token"}
@@ -161,9 +159,8 @@ def test_a_job_fills_a_shared_store_and_pods_wait_for_it() -> None:
     assert worker["initContainers"][0]["command"] == command
     claim = named(ci("aws"), "PersistentVolumeClaim", "r-argosy-models")
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
-    # A model with a path is somebody else's to bring.
-    for _, template in pod_templates(ci("bare-metal")):
-        assert not [container for container in containers(template) if container["name"].startswith("pull")]
+    without = render(sets={"models.cache.pull.enabled": False})
+    assert not [name for name, pod in pod_templates(without) if [c for c in containers(pod) if c["name"] == "pull"]]
 
 
 def test_a_new_configuration_is_a_new_job_that_tells_the_controller() -> None:

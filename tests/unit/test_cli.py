@@ -141,6 +141,20 @@ def test_up_refuses_a_model_that_was_never_pulled(home: Path) -> None:
     assert_one_line(up(home, models=[{"name": "absent"}]), "run `argosy pull absent`")
 
 
+def test_pull_takes_a_model_or_a_file(home: Path) -> None:
+    write_checkpoint(home / "elsewhere" / "mine")
+    file = home / "argosy.yaml"
+    models = [{"name": "m"}, {"name": "mine", "path": str(home / "elsewhere" / "mine")}]
+    file.write_text(json.dumps({"model_store": str(home / "store"), "models": models}))
+    unknown = argosy("pull", "-f", file)
+    assert_one_line(unknown, "'m': no such directory, and not a known model")
+    file.write_text(json.dumps({"model_store": str(home / "store"), "models": models[1:]}))
+    assert argosy("pull", "-f", file).returncode == 0, "the one with a path is left alone"
+    both, neither = argosy("pull", "m", "-f", file), argosy("pull")
+    assert both.returncode == neither.returncode == 2
+    assert "name a model, or a region's file with -f" in both.stderr
+
+
 def test_up_refuses_a_port_in_use_and_says_by_whom(home: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -15,19 +15,17 @@
 {{- end }}
 {{- end -}}
 
-{{/* One init container a model without a path of its own. What is there already costs nothing; what another pod is
-pulling into the same volume is waited for. Call with (dict "root" $ "image" IMAGE). */}}
+{{/* Brings every model of the configuration that has no path of its own. What is there already costs nothing; what another
+pod is pulling into the same volume is waited for. Other models are the same container: a new list restarts nothing. Call
+with (dict "root" $ "image" IMAGE). */}}
 {{- define "argosy.pullContainers" -}}
 {{- $root := .root -}}
 {{- $pull := $root.Values.models.cache.pull -}}
-{{- $image := .image -}}
-{{- if $pull.enabled }}
-{{- range $index, $model := $root.Values.config.models }}
-{{- if not $model.path }}
-- name: pull-{{ $index }}
-  image: {{ include "argosy.image" (dict "root" $root "image" $image) }}
-  imagePullPolicy: {{ $image.pullPolicy }}
-  command: [argosy, pull, --store=/models, {{ $model.name | quote }}]
+{{- if $pull.enabled -}}
+- name: pull
+  image: {{ include "argosy.image" (dict "root" $root "image" .image) }}
+  imagePullPolicy: {{ .image.pullPolicy }}
+  command: [argosy, pull, --file=/etc/argosy/config/argosy.yaml]
   env:
     {{- include "argosy.env" $root | nindent 4 }}
     {{- if $pull.hubToken.existingSecret }}
@@ -45,12 +43,13 @@ pulling into the same volume is waited for. Call with (dict "root" $ "image" IMA
   resources:
     {{- toYaml $pull.resources | nindent 4 }}
   volumeMounts:
+    - name: config
+      mountPath: /etc/argosy/config
+      readOnly: true
     - name: models
       mountPath: /models
     - name: tmp
       mountPath: /tmp
-{{- end }}
-{{- end }}
 {{- end }}
 {{- end -}}
 
