@@ -60,8 +60,10 @@ async def follow(watched: Watched, clock: Clock, on_objects: OnObjects) -> None:
             on_objects(objects)
             while True:
                 version = await _watch(watched, objects, version, on_objects)
+                # Nothing is missed meanwhile, and a proxy that ends every watch at once is not run after.
+                await clock.sleep(FIRST_RETRY_SECONDS)
         except _GoneError:
-            continue
+            log.info("kubernetes: %s: listed anew, the last version seen is no longer kept", watched.what)
         except (ApiException, aiohttp.ClientError, TimeoutError, OSError, json.JSONDecodeError) as error:
             # Once for each kind of trouble, not for each attempt.
             if (why := _explain(error)) != failing:
