@@ -25,6 +25,7 @@ from cluster.errors import FieldViolation, Reason, ServiceError
 from cluster.identity.principal import current_caller
 from cluster.ids import RequestId
 from cluster.ledger.records import Ending, Reservation, Settlement
+from cluster.logs import about
 from cluster.prefix import block_keys, block_name
 from cluster.router.answer import Answer
 from cluster.router.catalogue import Catalogue, ServedModel
@@ -263,6 +264,8 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             seed=spec.sampling.seed,
             resume_token=call.resume_token,
         )
+        # Set before the first write: over HTTP they are headers.
+        context.set_trailing_metadata(tuple(row.headers.items()))
         await write(api.GenerateResponse(started=started))
         while not stream.is_over:
             news = await stream.next()
@@ -279,7 +282,6 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             for event in events:
                 await write(event)
             stream.release()
-        context.set_trailing_metadata(tuple(row.headers.items()))
         await write(answer.finished(self._usage(call), self._timing(call)))
 
     def _usage(self, call: Call) -> api.Usage:
@@ -311,6 +313,11 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         )
         await asyncio.shield(call.row.settle(settlement))
         self._metrics.observe(self._figures(call))
+        log.info(
+            "%s: prompt %d (%d cached), completion %d, attempts %d",
+            *(call.ending.value, call.prompt_tokens, cached, tokens, attempts),
+            extra=about(request=call.request_id, tenant=current_caller().tenant, model=name),
+        )
         used = {"gen_ai.usage.input_tokens": call.prompt_tokens, "gen_ai.usage.output_tokens": tokens}
         current_span().set({**used, "argosy.cached_tokens": cached, "argosy.attempts": attempts})
         if call.ending is Ending.COMPLETE:

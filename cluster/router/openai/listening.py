@@ -20,11 +20,12 @@ CLOSE_SECONDS = 1.0
 
 @asynccontextmanager
 async def opened(
-    application: web.Application, address: str, tls: TlsConfig | None, *, share_port: bool = False
+    application: web.Application, key: str, address: str, tls: TlsConfig | None, *, share_port: bool = False
 ) -> AsyncIterator[str]:
     """Listen within the block; yields the host:port in use.
 
     Args:
+        key: of the configuration that holds the address, for errors.
         tls: None does not encrypt.
         share_port: several processes may listen on one port.
 
@@ -34,12 +35,12 @@ async def opened(
     runner = web.AppRunner(application, handler_cancellation=True, access_log=None, shutdown_timeout=CLOSE_SECONDS)
     await runner.setup()
     try:
-        yield await _listen(runner, address, tls, share_port)
+        yield await _listen(runner, key, address, tls, share_port)
     finally:
         await runner.cleanup()
 
 
-async def _listen(runner: web.AppRunner, address: str, tls: TlsConfig | None, share_port: bool) -> str:
+async def _listen(runner: web.AppRunner, key: str, address: str, tls: TlsConfig | None, share_port: bool) -> str:
     host, _, port = address.rpartition(":")
     site = web.TCPSite(
         runner,
@@ -52,7 +53,7 @@ async def _listen(runner: web.AppRunner, address: str, tls: TlsConfig | None, sh
         await site.start()
     except OSError as error:
         reason = error.strerror or str(error)
-        raise ConfigurationError(f"router.http_listen: cannot listen on {address}: {reason}") from None
+        raise ConfigurationError(f"{key}: cannot listen on {address}: {reason}") from None
     return f"{host}:{runner.addresses[0][1]}"
 
 
