@@ -275,9 +275,10 @@ class ReplicaConnection:
             before = self.clock.monotonic()
             # Not a moment longer than silence may last: a region that is cut off must be left within a second.
             patience = DEAD_AFTER_SECONDS - (before - self._last_report)
-            await self.clock.sleep(min(HEARTBEAT_SECONDS, max(patience, LEAST_WATCH_SECONDS)))
+            pause = min(HEARTBEAT_SECONDS, max(patience, LEAST_WATCH_SECONDS))
+            await self.clock.sleep(pause)
             now = self.clock.monotonic()
-            if now - before > 2 * HEARTBEAT_SECONDS:
+            if now - before > pause + HEARTBEAT_SECONDS:
                 # It was this process that stood still: what the replica sent meanwhile has yet to be read.
                 self._last_report = self._last_progress = now
             self._send_probe(now)

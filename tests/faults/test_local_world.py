@@ -21,6 +21,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.model, pytest.mark.faults_long]
 
 MODEL = "smollm2-135m-instruct"
 STREAMS, TOKENS = 9, 120
+FILLER = "The boat went on and the sea was calm, as it had been for many days. " * 12
+"""So long that a replica in another region is sooner than a queue at home."""
 START_SECONDS = 200.0
 
 
@@ -72,7 +74,7 @@ def ask(router: int, seed: int) -> tuple[list[int], float]:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         request = api.GenerateRequest(
             model=MODEL,
-            prompt=f"Story number {seed} begins",
+            prompt=f"Story number {seed} begins. {FILLER}",
             max_tokens=TOKENS,
             sampling={"seed": seed},
             stop={"ignore_end_of_text": True},
