@@ -12,7 +12,7 @@ from cluster.config import ModelSection, parse_config
 from cluster.ids import ModelName, RegionId
 from cluster.router.catalogue import Catalogue
 from cluster.router.fleet import ModelTraffic
-from cluster.router.main import _learn_models
+from cluster.router.following import _learn_models
 
 pytestmark = pytest.mark.model
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 
-from cluster.config import KubernetesDiscovery
+import pytest
+
+from cluster.clock import SystemClock
+from cluster.config import KubernetesDiscovery, parse_config
 from cluster.control.machines import Machines
 from cluster.control.topology import LINK_DOMAIN_LABEL, RACK_LABEL
+from cluster.discovery.account import Account
 from cluster.discovery.objects import Machine
 from cluster.errors import ConfigurationError
 from cluster.ids import RegionId
+from cluster.router.following import _discover
 from cluster.router.found import FollowedRegions
 from cluster.router.regions import Region
 
@@ -82,3 +87,16 @@ def test_labels_of_nodes_reach_placement_and_departures_become_orders_once() -> 
     machines.take({"10.1.0.1": cordoned})
     machines.take({"10.1.0.1": Machine("a", labels)})
     assert orders == [("10.1.0.1", True), ("10.1.0.1", False)]
+
+
+def test_outside_a_pod_discovery_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    config = parse_config({"models": [{"name": "m"}], "discovery": {"kubernetes": {}}})
+    assert config.discovery.kubernetes is not None
+    followed = FollowedRegions.__new__(FollowedRegions)
+    with pytest.raises(ConfigurationError, match="not in a pod; list `regions` instead"):
+        _discover(config.discovery.kubernetes, SystemClock(), followed)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    with pytest.raises(ConfigurationError, match="automountServiceAccountToken"):
+        Account.of_this_pod()
