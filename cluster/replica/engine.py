@@ -17,7 +17,6 @@ import logging
 import math
 from collections import deque
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -30,7 +29,7 @@ from cluster.logs import about
 from cluster.protocol import REPLICA_PROTOCOL_VERSION
 from cluster.replica.connection import Connection
 from cluster.replica.constraints import Constraints
-from cluster.replica.live import Live, SampledRow, keep_logprobs, rivals, sampled_rows, share_out
+from cluster.replica.live import Flight, Live, keep_logprobs, rivals, sampled_rows, share_out, suspects
 from cluster.replica.observer import Observer, Unobserved
 from cluster.replica.plan import Refused, Request, RequestKey, SequenceEvent, StepPlan
 from cluster.replica.prefix_log import PrefixLog
@@ -51,16 +50,6 @@ class Ranks(Protocol):
 
     def send_step(self, step: int, message: bytes, predicted_seconds: float) -> None: ...
     def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    """A step whose answer is still out."""
-
-    plan: StepPlan
-    predicted_seconds: float
-    reporting: tuple[SampledRow, ...]
-    """Rows that asked for log probabilities, in row order."""
 
 
 class Engine:
@@ -104,7 +93,7 @@ class Engine:
         self._held: dict[RequestKey, Request] = {}
         """Requests that may not begin yet."""
         self._opening: set[asyncio.Task[None]] = set()
-        self._flights: deque[_Flight] = deque()
+        self._flights: deque[Flight] = deque()
         self._times = StepTimes()
         self.costs = StepCostFit()
         """How long steps have taken."""
@@ -257,12 +246,7 @@ class Engine:
             self.fail(f"step {output.step}: {type(error).__name__}: {error}")
 
     def ranks_lost(self, reason: str) -> None:
-        self.fail(reason, self._suspects())
-
-    def _suspects(self) -> set[RequestKey]:
-        """Requests in flight of which no token was ever sampled here: one of them may be what kills ranks."""
-        keys = {row.key for flight in self._flights for row in flight.plan.rows}
-        return {key for key in keys if (live := self._live.get(key)) and not live.has_begun}
+        self.fail(reason, suspects(self._live, self._flights))
 
     def fail(self, reason: str, suspects: Collection[RequestKey] = ()) -> None:
         """End the epoch: every live request can go on elsewhere, `suspects` with care."""
@@ -343,7 +327,7 @@ class Engine:
                 live.span.event("first step")
         specs = {slot.key: self._live[slot.key].spec for slot in plan.opened}
         message = step_input(plan, self._epoch, specs, self._constraints.masks(plan.rows))
-        flight = _Flight(plan, self._times.predict(plan.num_prefill_tokens), sampled_rows(self._live, plan))
+        flight = Flight(plan, self._times.predict(plan.num_prefill_tokens), sampled_rows(self._live, plan))
         self._flights.append(flight)
         self._ranks.send_step(plan.step, message, self.predicted_step_seconds)
 

@@ -79,6 +79,22 @@ class Live:
             self.connection.add(delta)
 
 
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A step whose answer is still out."""
+
+    plan: StepPlan
+    predicted_seconds: float
+    reporting: tuple[SampledRow, ...]
+    """Rows that asked for log probabilities, in row order."""
+
+
+def suspects(live: Mapping[RequestKey, Live], flights: Iterable[Flight]) -> set[RequestKey]:
+    """Requests in flight of which no token was ever sampled here: one of them may be what kills ranks."""
+    keys = {row.key for flight in flights for row in flight.plan.rows}
+    return {key for key in keys if (entry := live.get(key)) and not entry.has_begun}
+
+
 def sampled_rows(live: Mapping[RequestKey, Live], plan: StepPlan) -> tuple[SampledRow, ...]:
     """Rows of a step that asked for log probabilities, in row order."""
     rows = []
