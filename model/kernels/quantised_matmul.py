@@ -53,9 +53,9 @@ def num_groups(in_features: int) -> int:
 
 
 def input_elements(rows: int, in_features: int, threads: int) -> int:
-    """float32 elements that the quantised inputs of a product take."""
+    """float32 elements that each row of a product's quantised inputs takes, where there are so many rows."""
     copies = threads if rows <= _FEW_ROWS else 1
-    return copies * rows * num_groups(in_features) * INPUT_RECORD // 4
+    return copies * num_groups(in_features) * INPUT_RECORD // 4
 
 
 @kernel
@@ -154,7 +154,7 @@ def product(
 ) -> None:
     """y[rows, columns] = x[rows, depth] @ weights + bias, all but the weights float32 without gaps.
 
-    `records` holds `input_elements`, `scratch` as much as `matmul.product` asks for.
+    `records` holds `input_elements` for each row, `scratch` as much as `matmul.product` asks for.
     """
     if rows > _FEW_ROWS:
         fork_join(_quantise_part, threads, (x, records, rows, depth))

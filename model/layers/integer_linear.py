@@ -16,6 +16,32 @@ from model.layers.workspace import Workspace, address_of
 from model.weights.quantised import Int4Weight, Int8Weight, IntegerWeight
 
 
+class _Product:
+    """One kernel with its packed weights. What a call needs is looked up once for each number of rows."""
+
+    def __init__(
+        self, kernel: Callable[..., None], weights: tuple[Tensor, Tensor, Tensor], space: Workspace, name: str
+    ) -> None:
+        """`weights` are strips, scales and bias."""
+        self._kernel, self._weights, self._workspace, self._name = kernel, weights, space, name
+        self._addresses = tuple(tensor.data_ptr() for tensor in weights)
+        self._results: tuple[Tensor, Tensor] | None = None
+        self._arguments: tuple[int, ...] = ()
+
+    def __call__(self, x_TK: Tensor, is_4_bit: bool, out_features: int) -> Tensor:
+        space, rows = self._workspace, x_TK.shape[0]
+        y_TN = space.take(self._name, rows, out_features)
+        # The same tensor: nothing but the input can lie elsewhere than in the last call.
+        if self._results is None or y_TN is not self._results[0]:
+            depth = x_TK.shape[1]
+            records = space.take("quantised", rows, quantised_matmul.input_elements(rows, depth, space.threads))
+            self._results = y_TN, records
+            place = (y_TN.data_ptr(), space.scratch, rows, depth, out_features)
+            self._arguments = (records.data_ptr(), *self._addresses, *place)
+        self._kernel(space.threads, is_4_bit, address_of(x_TK), *self._arguments)
+        return y_TN
+
+
 class IntegerLinear:
     """float32 on CPU with 8-bit or 4-bit weights; inputs are rounded to 8 bits in groups, each row by itself."""
 
@@ -23,15 +49,11 @@ class IntegerLinear:
         self.out_features, self.in_features = weight.shape
         self.is_4_bit = isinstance(weight, Int4Weight)
         self.packed, self.scales = _pack_integers(weight)
-        self._bias = pack_vector(bias_N, self.out_features)
-        self._addresses = (self.packed.data_ptr(), self.scales.data_ptr(), self._bias.data_ptr())
-        self._workspace, self._name = workspace, name
+        bias = pack_vector(bias_N, self.out_features)
+        self._product = _Product(quantised_matmul.product, (self.packed, self.scales, bias), workspace, name)
 
     def __call__(self, x_TK: Tensor) -> Tensor:
-        rows, space = x_TK.shape[0], self._workspace
-        y_TN = space.take(self._name, rows, self.out_features)
-        _run_integers(quantised_matmul.product, self.is_4_bit, x_TK, self._addresses, y_TN, space)
-        return y_TN
+        return self._product(x_TK, self.is_4_bit, self.out_features)
 
 
 class IntegerGatedLinear:
@@ -48,15 +70,11 @@ class IntegerGatedLinear:
         self.is_4_bit = isinstance(weights[0], Int4Weight)
         gate, up = (_pack_integers(weight) for weight in weights)
         bias = [pack_vector(bias, self.out_features) for bias in biases]
-        self._tensors = (torch.stack((gate[0], up[0]), 1), _in_turns(gate[1], up[1]), _in_turns(*bias))
-        self._addresses = tuple(tensor.data_ptr() for tensor in self._tensors)
-        self._workspace, self._name = space, name
+        packed = (torch.stack((gate[0], up[0]), 1), _in_turns(gate[1], up[1]), _in_turns(*bias))
+        self._product = _Product(quantised_matmul.gated_product, packed, space, name)
 
     def __call__(self, x_TK: Tensor) -> Tensor:
-        rows, space = x_TK.shape[0], self._workspace
-        y_TN = space.take(self._name, rows, self.out_features)
-        _run_integers(quantised_matmul.gated_product, self.is_4_bit, x_TK, self._addresses, y_TN, space)
-        return y_TN
+        return self._product(x_TK, self.is_4_bit, self.out_features)
 
 
 def _pack_integers(weight: IntegerWeight) -> tuple[Tensor, Tensor]:
@@ -69,22 +87,3 @@ def _pack_integers(weight: IntegerWeight) -> tuple[Tensor, Tensor]:
 def _in_turns(gate: Tensor, up: Tensor) -> Tensor:
     """Two vectors of whole strips, strip by strip."""
     return torch.stack((gate.view(-1, matmul.STRIP), up.view(-1, matmul.STRIP)), 1)
-
-
-def _run_integers(
-    product: Callable[..., None], is_4_bit: bool, x_TK: Tensor, weights: tuple[int, ...], y_TN: Tensor, space: Workspace
-) -> None:
-    rows, depth = x_TK.shape
-    records = space.take("quantised", 1, quantised_matmul.input_elements(rows, depth, space.threads))
-    product(
-        space.threads,
-        int(is_4_bit),
-        address_of(x_TK),
-        records.data_ptr(),
-        *weights,
-        y_TN.data_ptr(),
-        space.scratch,
-        rows,
-        depth,
-        y_TN.shape[1],
-    )
