@@ -55,12 +55,15 @@ async def test_every_panel_of_a_running_cluster_shows_data(smollm2_dir: Path, tm
             assert address is not None
             own = {"argosy-router": router, "argosy-controller": address}
             with running_prometheus(tmp_path, f"http://{address}/targets", [RULES]) as prometheus:
-                load = asyncio.create_task(_load(faults, controller))
+                enough = asyncio.Event()
+                load = asyncio.create_task(_load(faults, controller, enough))
                 try:
+                    await _until_scraped_twice(prometheus)
+                    await _kill_a_busy_rank(faults)
                     await _until_all_have_data(prometheus)
                 finally:
-                    load.cancel()
-                    await asyncio.gather(load, return_exceptions=True)
+                    enough.set()
+                    await load
                 states = {target["health"] for target in await asyncio.to_thread(prometheus.targets)}
                 assert "up" in states
                 await faults.assert_exact()
@@ -73,15 +76,11 @@ def _targets(faults: FaultWorld, own: dict[str, str]) -> list[dict[str, Any]]:
     return [{"targets": [address], "labels": {"job": job, "region": "here"}} for job, address in found]
 
 
-async def _load(faults: FaultWorld, controller: ControllerMetrics) -> None:
-    """Requests without end; after a while a rank is killed. What a controller would count is counted from statuses."""
+async def _load(faults: FaultWorld, controller: ControllerMetrics, enough: asyncio.Event) -> None:
+    """Requests until there are enough. What a controller would count is counted from statuses."""
     rng = random.Random(1)
-    for turn in range(10_000):
+    while not enough.is_set():
         replies = [faults.ask(ask) for ask in asks(4, rng, 40)]
-        if turn == 2:
-            victim = faults.sites[0].current
-            assert victim is not None
-            os.kill(victim.workers[1].pid, signal.SIGKILL)
         statuses = [await site.current.status() for site in faults.sites if site.current]
         controller.observe(map(replica_figures, statuses))
         for status in statuses:
@@ -90,8 +89,28 @@ async def _load(faults: FaultWorld, controller: ControllerMetrics) -> None:
         await asyncio.gather(*replies)
 
 
+async def _until_scraped_twice(prometheus: Prometheus) -> None:
+    """An increase before the second scrape of a series is one that Prometheus never sees."""
+    async with asyncio.timeout(60):
+        while not await asyncio.to_thread(
+            prometheus.query, "count_over_time(argosy_router_continuations_total[1m]) > 1"
+        ):
+            await asyncio.sleep(0.2)
+
+
+async def _kill_a_busy_rank(faults: FaultWorld) -> None:
+    """Of a replica that has streams, which then move."""
+    async with asyncio.timeout(60):
+        while True:
+            for site in faults.sites:
+                if site.current and any(live.has_begun for live in site.current.engine._engine._live.values()):
+                    os.kill(site.current.workers[1].pid, signal.SIGKILL)
+                    return
+            await asyncio.sleep(0.01)
+
+
 async def _until_all_have_data(prometheus: Prometheus) -> None:
-    """A rate needs two scrapes of a series, and the moved stream's series begin with the killed rank."""
+    """A rate needs two scrapes of a series."""
     wanted = dict(panel_queries()) | {record.name: record.name for record in RECORDS}
     end = time.monotonic() + 100
     while wanted:
