@@ -116,7 +116,9 @@ def _greet(screen: Console, region: Region, neighbours: Neighbours, *, with_rout
         screen.print("  route  argosy router -f FILE --controller HOST:PORT")
     for name, router in neighbours.routers:
         screen.print(f"  {name}: gRPC {router}", markup=False)
-    screen.print(f"  watch  argosy status --address {region.config.controller.listen}")
+    # Only the file names the certificates that the controller asks for.
+    controller = "-f FILE" if region.config.peers.certificate else f"--address {region.config.controller.listen}"
+    screen.print(f"  watch  argosy status {controller}")
     screen.print("Ctrl-C ends it.")
 
 

@@ -1,4 +1,4 @@
-"""`argosy usage --reconcile` over a real store and a controller's real port: agreement, cooked books, leaked windows."""
+"""`argosy usage --reconcile` over a real store and a controller's port: agreement, cooked books, leaked windows."""
 
 from __future__ import annotations
 
