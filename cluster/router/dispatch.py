@@ -9,19 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 import grpc.aio
 
-from argosy.internal.v1 import replica_pb2, replica_pb2_grpc
+from argosy.internal.v1 import replica_pb2
 from cluster import rpc
 from cluster.clock import Clock
 from cluster.ids import RouterId, StreamId
-from cluster.peers import Identity, Role
 from cluster.protocol import DEAD_AFTER_SECONDS, HEARTBEAT_SECONDS, REPLICA_PROTOCOL_VERSION
 from cluster.router.attempt import Attempt, ReplicaAddress, ReplicaLostError
+from cluster.router.dial import Dial, OpenCall
 from cluster.router.round_trip import PROBE_SECONDS, RoundTrip
 
 log = logging.getLogger(__name__)
@@ -38,28 +37,6 @@ LEAST_WATCH_SECONDS = 0.01
 """Shortest pause between two looks at the clock."""
 IDLE_STALL_SECONDS = 60.0
 """A replica that has requests and no step in flight may be compiling a grammar; not for ever."""
-
-
-PLAIN_ROUTER = Identity(Role.ROUTER)
-OpenCall = Callable[[], Awaitable[Any]]
-"""Starts a `Connect` call: something with the `read`, `write`, `code`, … of `grpc.aio.StreamStreamCall`."""
-Dial = Callable[[str], AbstractAsyncContextManager[OpenCall]]
-"""A channel to an address, closed when left."""
-
-
-@asynccontextmanager
-async def dial_grpc(address: str, identity: Identity = PLAIN_ROUTER) -> AsyncIterator[OpenCall]:
-    """The transport of production; each session shows the certificate of that moment."""
-    channel = rpc.private_channel(address, identity, to=Role.ENGINE)
-
-    async def open_call() -> Any:
-        await channel.channel_ready()
-        return replica_pb2_grpc.ReplicaServiceStub(channel).Connect()  # type: ignore[no-untyped-call]
-
-    try:
-        yield open_call
-    finally:
-        await channel.close()
 
 
 class ReplicaConnection:

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc.aio
 
-from cluster.router.dispatch import Dial, OpenCall
+from cluster.router.dial import Dial, OpenCall
 
 
 def at_distance(dial: Dial, round_trip: float) -> Dial:

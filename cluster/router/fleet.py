@@ -16,7 +16,8 @@ from cluster.clock import Clock
 from cluster.ids import Epoch, ModelName, RegionId, ReplicaId, RouterId
 from cluster.router.attempt import ReplicaAddress
 from cluster.router.choose import Candidate, choose_replica
-from cluster.router.dispatch import Dial, ReplicaConnection, dial_grpc
+from cluster.router.dial import Dial, dial_grpc
+from cluster.router.dispatch import ReplicaConnection
 from cluster.router.distance import at_distance
 from cluster.router.prefixes import PrefixIndex
 from cluster.router.regions import Region, may_serve

@@ -26,7 +26,7 @@ from cluster.ledger.ledger import StoredLedger
 from cluster.peers import Identity
 from cluster.router.admin import AdminService, UsageService
 from cluster.router.catalogue import Catalogue
-from cluster.router.dispatch import dial_grpc
+from cluster.router.dial import dial_grpc
 from cluster.router.fleet import Fleet, ModelTraffic
 from cluster.router.gauges import keep_gauges
 from cluster.router.health import INFERENCE, MODELS, keep_health
