@@ -71,7 +71,7 @@ class Live:
     def end(self, end: replica_pb2.EndReason, detail: str, *, suspect: bool = False) -> None:
         """Its router hears that every choice which is still open ends."""
         self.span.end(detail)
-        logger.warning("ended here: %s", detail, extra=self.about)
+        logger.info("ended here: %s", detail, extra=self.about)
         for choice in sorted(self.open_choices):
             delta = replica_pb2.TokenDelta(
                 stream_id=self.stream_id, choice=choice, end=end, detail=detail, suspect=suspect
