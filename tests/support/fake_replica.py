@@ -305,6 +305,7 @@ class FakeDirectory(control_pb2_grpc.DirectoryServiceServicer):
         self.region = region
         self.address = ""
         self.version = 0
+        self.sends_routers_away = False
         self._server: Any = None
 
     async def start(self, listen: str = "127.0.0.1:0") -> str:
@@ -328,6 +329,7 @@ class FakeDirectory(control_pb2_grpc.DirectoryServiceServicer):
             self.version += 1
             entries = [replica.entry() for replica in self.replicas]
             whole = control_pb2.WatchReplicasResponse(region=self.region, version=self.version, replicas=entries)
+            whole.drain = self.sends_routers_away
             yield without_prefixes(whole, told if request.wants_prefixes else None)
             await asyncio.sleep(0.05)
 
