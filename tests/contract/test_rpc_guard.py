@@ -9,10 +9,12 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from argosy.v1 import models_pb2, models_pb2_grpc
 from cluster import rpc
 from cluster.errors import ConfigurationError, Reason
+from tests.support.router_world import run_async
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -124,3 +126,32 @@ def test_a_reachable_server_that_falls_silent_is_noticed() -> None:
         return time.monotonic() - begin
 
     assert asyncio.run(call()) < 15
+
+
+@run_async
+async def test_connections_beyond_the_bound_are_closed_and_room_comes_back() -> None:
+    server = rpc.server(link=rpc.Link.PUBLIC, max_connections=3)
+    health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
+    address = rpc.listen(server, "127.0.0.1:0", "test")
+    await server.start()
+
+    async def is_served(channel: grpc.aio.Channel) -> bool:
+        try:
+            await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+        except grpc.aio.AioRpcError:
+            return False
+        return True
+
+    channels = [rpc.channel(address, link=rpc.Link.PUBLIC) for _ in range(6)]
+    try:
+        assert [await is_served(channel) for channel in channels] == [True, True, True, False, False, False]
+        for channel in (channels[0], *channels[4:]):
+            await channel.close()
+        async with asyncio.timeout(30):
+            while not await is_served(channels[3]):
+                await asyncio.sleep(0.05)
+        assert await is_served(channels[1]), "those that were there are not touched"
+    finally:
+        for channel in channels:
+            await channel.close()
+        await server.stop(0)
