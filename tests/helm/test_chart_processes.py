@@ -53,6 +53,7 @@ def world(smollm2_dir: Path) -> Iterator[World]:
     containers = {
         "head": pods["StatefulSet"]["containers"][0],
         "region": pods["StatefulSet"]["containers"][1],
+        "pull": pool["initContainers"][0],
         "worker": pool["containers"][0],
         "router": pods["Deployment"]["containers"][0],
         "apply": next(
@@ -127,6 +128,11 @@ def test_a_client_streams_with_a_key_and_not_without(world: World) -> None:
         with pytest.raises(grpc.RpcError) as refused:
             list(stranger.Generate(inference_pb2.GenerateRequest(model=MODEL, prompt="x"), timeout=30))
     assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED  # type: ignore[attr-defined]
+
+
+def test_what_is_in_the_store_costs_the_init_container_nothing(world: World) -> None:
+    pull = world.containers["pull"]
+    assert world.machine.run(pull, *pull["command"]).strip() == str(default_store() / MODEL)
 
 
 def test_the_job_that_applies_reaches_the_controller(world: World) -> None:
