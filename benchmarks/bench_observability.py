@@ -19,8 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.config import default_store
+from cluster.replica.figures import Figures
 from cluster.replica.observer import Unobserved
+from cluster.replica.plan import PlannedRow, StepPlan
+from cluster.telemetry import EngineMetrics, RouterMetrics
 from cluster.telemetry.exporter import exported
+from cluster.telemetry.router import RequestFigures
+from model.config import ModelConfig
+from model.parallel.dims import ParallelDims
+from model.parallel.partition import partition
 from tests.support.fault_world import FaultWorld, fault_world
 from tests.support.otlp_collector import running_collector
 from tests.support.router_world import request
@@ -29,6 +36,7 @@ STREAMS, TOKENS, PROMPT = 16, 64, 64
 TURNS = 20
 PASS_SECONDS = 0.01
 SCRAPES = 20
+STEPS = 5000
 SCRAPE_INTERVAL_SECONDS = 15.0
 
 
@@ -59,6 +67,29 @@ class Side:
         async for event in self.faults.world.inference.Generate(ask, timeout=120):
             tokens += len(event.delta.token_ids)
         return tokens
+
+
+def bookkeeping_seconds(sequences: int) -> float:
+    """What the engine spends on a decode step's figures and metrics, by itself."""
+    config = ModelConfig.from_checkpoint(default_store() / "smollm2-135m-instruct")
+    figures = Figures(config, partition(config, ParallelDims()), "float32", metrics=EngineMetrics("m", "r"))
+    rows = tuple(PlannedRow(slot, (1, slot), 0, None, 1, 100, (), True) for slot in range(sequences))
+    plan = StepPlan(1, 0, rows, (), (), (), 0, sequences, 101 * sequences)
+    begin = time.process_time()
+    for _ in range(STEPS):
+        figures.step_sent(0.0)
+        figures.step_done(0.0, plan, 0.01, in_flight=1)
+    return (time.process_time() - begin) / STEPS
+
+
+def request_seconds() -> float:
+    """What a router spends on a request's metrics, by itself."""
+    metrics = RouterMetrics()
+    figures = RequestFigures("m", "tenant", 100, 10, 64, 1, 1.0, 0.01, 0.1, (), 0.5)
+    begin = time.process_time()
+    for _ in range(STEPS):
+        metrics.observe(figures)
+    return (time.process_time() - begin) / STEPS
 
 
 async def scrape_seconds(faults: FaultWorld) -> float:
@@ -105,12 +136,21 @@ def main() -> None:
         print(f"metrics and traces {side.name:>3}: {rate:7.1f} tokens/s, {cpu:7.0f} µs of CPU a token (medians)")
     slower = [1 - with_ / without for with_, without in zip(on.rates, off.rates, strict=True)]
     dearer = [with_ / without - 1 for with_, without in zip(on.cpu, off.cpu, strict=True)]
+    total = statistics.fmean(on.cpu) / statistics.fmean(off.cpu) - 1
+    print(f"CPU time of all turns together: {total:+.1%}")
     for what, shares in (("throughput", slower), ("CPU time", dearer)):
         low, _, high = statistics.quantiles(shares, n=4)
         print(
             f"cost in {what}: {statistics.median(shares):+.1%}, middle half {low:+.1%} to {high:+.1%} "
             f"({TURNS} pairs of {STREAMS} streams of {TOKENS} tokens)"
         )
+    for sequences in (1, STREAMS, 4 * STREAMS):
+        seconds = bookkeeping_seconds(sequences)
+        print(
+            f"bookkeeping of a decode step of {sequences} sequences: {1e6 * seconds:.0f} µs, "
+            f"{seconds / PASS_SECONDS:.2%} of a pass of {1000 * PASS_SECONDS:.0f} ms"
+        )
+    print(f"metrics of a request at its router: {1e6 * request_seconds():.0f} µs")
     share = scrape / SCRAPE_INTERVAL_SECONDS
     print(
         f"a scrape: {1000 * scrape:.1f} ms of CPU; every {SCRAPE_INTERVAL_SECONDS:.0f} s that is {share:.2%} of a core"

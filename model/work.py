@@ -70,6 +70,22 @@ class Tally:
             self.pairs[index] += sum(pairs_seen(start, count, window) for start, count in rows)
             self.keys[index] += sum(keys_read(start, count, window) for start, count in rows)
 
+    def add_decodes(self, count: int, context: int) -> None:
+        """As `add`, for `count` rows of one token that all sample and read `context` keys together: a sum that the
+        caller has, and that does not tell what windows cut off.
+
+        Raises:
+            ValueError: the model has windows.
+        """
+        if self.windows != (0,):
+            raise ValueError(f"windows {self.windows}: the rows are needed")
+        self.passes += 1
+        self.tokens += count
+        self.samples += count
+        self.touched += 1 - (1 - self.top_k / self.num_experts) ** count
+        self.pairs[0] += context
+        self.keys[0] += context
+
 
 @dataclass(frozen=True, slots=True)
 class RankRates:

@@ -59,8 +59,12 @@ class Figures:
             self.active_seconds += now - self._active_since
             self._active_since = now if in_flight else None
         phase = PREFILL if plan.num_prefill_tokens else DECODE
-        generated = sum(row.samples for row in plan.rows)
-        self._tallies[phase].add([(row.start_position, row.num_tokens) for row in plan.rows], generated)
+        tally, generated = self._tallies[phase], len(plan.rows)
+        if phase is DECODE and tally.windows == (0,):
+            tally.add_decodes(plan.num_decode_tokens, plan.context_tokens)
+        else:
+            generated = sum(row.samples for row in plan.rows)
+            tally.add([(row.start_position, row.num_tokens) for row in plan.rows], generated)
         if self._metrics is not None:
             tokens = plan.num_prefill_tokens + plan.num_decode_tokens
             self._metrics.step(phase, seconds, len(plan.rows), tokens, generated)

@@ -101,6 +101,16 @@ def test_keys_are_read_once_a_sequence() -> None:
     assert rates.memory_bytes(tally) - rates.bytes_per_pass == pytest.approx((100 + 50 + 2) * kv)
 
 
+def test_decodes_are_added_up_alike_with_and_without_their_rows() -> None:
+    config = ModelConfig.from_dict(MIXTRAL)
+    whole, summed = Tally.of(config), Tally.of(config)
+    whole.add([(99, 1), (49, 1)], samples=2)
+    summed.add_decodes(2, 150)
+    assert summed == whole
+    with pytest.raises(ValueError, match="windows"):
+        Tally(windows=(0, 128), pairs=[0, 0], keys=[0, 0]).add_decodes(1, 1)
+
+
 def _brute(start: int, count: int, window: int) -> tuple[int, int]:
     spans = [range(max(0, at + 1 - window) if window else 0, at + 1) for at in range(start, start + count)]
     return sum(map(len, spans)), len({key for span in spans for key in span})
