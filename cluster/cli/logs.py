@@ -34,9 +34,9 @@ Line = dict[str, Any]
 def command(
     file: Path | None, region: str | None, request_id: str | None, level: str, as_json: bool, follow: bool
 ) -> None:
-    """Show the logs of a region's processes on this machine, or follow one request through them.
+    """Show the logs of all processes, or follow one request through them.
 
-    With --request: every line about the request, and what went wrong meanwhile with the replicas that it was at.
+    They are those of one region on this machine. With --request: every line about the request, and what went wrong meanwhile with the replicas that it was at.
 
     \b
     Examples:
