@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import random
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from argosy.compat import kserve_pb2, kserve_pb2_grpc
 from argosy.v1 import admin_pb2, admin_pb2_grpc, inference_pb2_grpc, models_pb2_grpc, usage_pb2, usage_pb2_grpc
 from cluster import rpc
 from cluster.clock import Clock
@@ -26,6 +28,7 @@ from cluster.ledger.ledger import StoredLedger
 from cluster.peers import Identity
 from cluster.router.admin import AdminService, UsageService
 from cluster.router.catalogue import Catalogue
+from cluster.router.compat.kserve import KserveService
 from cluster.router.dial import dial_grpc
 from cluster.router.fleet import Fleet, ModelTraffic
 from cluster.router.gauges import keep_gauges
@@ -103,7 +106,7 @@ def assemble(
     tokens = OidcVerifier(config.identity.oidc, clock)
     authenticator = Authenticator(books, secret, clock, anonymous=anonymous, tokens=tokens)
     servicer = health.aio.HealthServicer()
-    server = _server(config, service, ModelService(catalogue, fleet), servicer, authenticator)
+    server = _server(config, service, catalogue, fleet, servicer, authenticator)
     if books is not None:
         _add_management(server, books, Administration(books, secret, clock), authenticator)
     return Parts(
@@ -139,7 +142,8 @@ def upkeep(parts: Parts) -> list[Coroutine[Any, Any, None]]:
 def _server(
     config: ArgosyConfig,
     service: InferenceService,
-    models: ModelService,
+    catalogue: Catalogue,
+    fleet: Fleet,
     servicer: health.aio.HealthServicer,
     authenticator: Authenticator,
 ) -> grpc.aio.Server:
@@ -153,12 +157,31 @@ def _server(
         interceptors=[IdentityInterceptor(authenticator)],
     )
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
-    models_pb2_grpc.add_ModelServiceServicer_to_server(models, server)  # type: ignore[no-untyped-call]
+    models_pb2_grpc.add_ModelServiceServicer_to_server(ModelService(catalogue, fleet), server)  # type: ignore[no-untyped-call]
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    others = _add_other_protocols(server, service, catalogue, fleet)
     if config.router.reflection:
-        names = (INFERENCE, MODELS, ADMIN, USAGE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (INFERENCE, MODELS, ADMIN, USAGE, *others, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
     return server
+
+
+def _add_other_protocols(
+    server: grpc.aio.Server, service: InferenceService, catalogue: Catalogue, fleet: Fleet
+) -> list[str]:
+    """Services that clients of other systems know; returns their names. vLLM's needs the extra `vllm`."""
+    kserve_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
+        KserveService(service, catalogue, fleet), server
+    )
+    names = [kserve_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name]
+    if importlib.util.find_spec("smg_grpc_proto") is None:
+        return names
+    from smg_grpc_proto import vllm_engine_pb2_grpc
+
+    from cluster.router.compat import vllm
+
+    vllm_engine_pb2_grpc.add_VllmEngineServicer_to_server(vllm.VllmService(service, catalogue, fleet), server)
+    return [*names, vllm.SERVICE]
 
 
 def _add_management(
