@@ -41,6 +41,8 @@ class RayHead:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
+            # One machine: every port of Ray binds 127.0.0.1.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         }
         gcs, dashboard, client = free_ports(3)
         self.gcs, self.jobs = f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}"
@@ -53,7 +55,8 @@ class RayHead:
         )  # fmt: skip
 
     def __enter__(self) -> Self:
-        wait_until(self._answers, START_SECONDS, "the Jobs API of the head")
+        # The head answers some time before it counts itself.
+        wait_until(lambda: self._answers() and self._living() > 0, START_SECONDS, "the Jobs API of the head")
         return self
 
     def __exit__(
