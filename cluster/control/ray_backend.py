@@ -94,7 +94,7 @@ class RayBackend:
             internal_kv._internal_kv_put, self._epoch_key(spec.replica_id), str(spec.epoch), overwrite=True
         )
         try:
-            processes.group = _ask_for_group(plan, spec)
+            processes.group = ask_for_group(plan, spec)
             await _reserved(processes.group)
             # Every process is on its way before any is waited for: together they take as long as the slowest.
             processes.engine = self._actor(ENGINE_ACTOR, spec, "engine", processes.group)
@@ -192,7 +192,8 @@ def _bundles(plan: ReplicaPlan) -> list[tuple[int, str]]:
     return list(dict.fromkeys((rank.shard.coordinates.stage, rank.node.node_id) for rank in plan.ranks))
 
 
-def _ask_for_group(plan: ReplicaPlan, spec: ReplicaSpec) -> PlacementGroup:
+def ask_for_group(plan: ReplicaPlan, spec: ReplicaSpec) -> PlacementGroup:
+    """Ask Ray to reserve a replica's devices where the plan has them; the group becomes ready by and by."""
     ranks = Counter((rank.shard.coordinates.stage, rank.node.node_id) for rank in plan.ranks)
     places = _bundles(plan)
     bundles = [{"CPU": float(ranks[place]) + (1.0 if index == 0 else 0.0)} for index, place in enumerate(places)]

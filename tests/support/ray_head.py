@@ -21,6 +21,8 @@ from tests.support.region import MARK, free_ports, kill_marked, wait_until
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 START_SECONDS = 90.0
+HEAD_HOST = "127.0.0.2"
+"""Each node has a loopback address of its own. Ray replaces 127.0.0.1 by an address that others can reach."""
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
 
 
@@ -41,14 +43,13 @@ class RayHead:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
-            # One machine: every port of Ray binds 127.0.0.1.
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         }
         gcs, dashboard, client = free_ports(3)
-        self.gcs, self.jobs = f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}"
+        self.gcs, self.jobs = f"{HEAD_HOST}:{gcs}", f"http://127.0.0.1:{dashboard}"
         # Unix sockets have short names only.
         self._sockets = tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True)
         self._nodes: list[subprocess.Popen[bytes]] = []
+        self._started = 0
         self._start(
             cpus, "--head", f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
             "--include-dashboard=true", f"--temp-dir={self._sockets.name}", f"--ray-client-server-port={client}",
@@ -94,9 +95,11 @@ class RayHead:
         node.wait()
 
     def _start(self, cpus: int, *arguments: str) -> subprocess.Popen[bytes]:
+        host = f"127.0.0.{int(HEAD_HOST.rpartition('.')[2]) + self._started}"
+        self._started += 1
         agent, agent_grpc, metrics = free_ports(3)
         command = [
-            *RAY, "start", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}",
+            *RAY, "start", "--block", "--disable-usage-stats", f"--node-ip-address={host}", f"--num-cpus={cpus}",
             "--num-gpus=0", f"--object-store-memory={OBJECT_STORE_BYTES}", "--min-worker-port=0",
             "--max-worker-port=0", f"--dashboard-agent-listen-port={agent}",
             f"--dashboard-agent-grpc-port={agent_grpc}", f"--metrics-export-port={metrics}", *arguments,
