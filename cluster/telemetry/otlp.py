@@ -41,7 +41,7 @@ class OtlpTracer:
         self._provider = TracerProvider(sampler=sampler, resource=resource, shutdown_on_exit=False)
         endpoint = config.endpoint or ""
         exporter = OTLPSpanExporter(endpoint, insecure=endpoint.startswith("http://"), timeout=EXPORT_SECONDS)
-        self._provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=1000))
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("argosy")
 
     def start(
