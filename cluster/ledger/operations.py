@@ -6,6 +6,7 @@ replayed without asking how far it got.
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from typing import Any
@@ -62,13 +63,13 @@ class Open:
     def _enter(self, windows: Windows, key: str | None) -> bool:
         """Write the row and charge its windows; False if there is such a row, or the key was used."""
         ask = self.reservation
-        charges = {window.kind: window.bucket(self.now) for window, _ in ask.limits}
+        charges = tuple((window, window.bucket(self.now)) for window, _ in ask.limits)
         values = (ask.request_id, ask.tenant, ask.subject, ask.model, ask.region, self.holder, key, self.now)
-        more = (ask.prompt_tokens, ask.tokens, json.dumps(charges), ask.resumable_until, self.generation)
+        more = (ask.prompt_tokens, ask.tokens, _charges_text(charges), ask.resumable_until, self.generation)
         is_new = windows.database.execute(_INSERT, (*values, *more))
         if is_new:
-            for kind, bucket in charges.items():
-                windows.add((ask.tenant, kind, bucket), ask.cost(Window(kind)))
+            for window, bucket in charges:
+                windows.add((ask.tenant, window.kind, bucket), ask.cost(window))
         return bool(is_new)
 
     def _refuse_duplicate(self, database: Database) -> None:
@@ -146,9 +147,9 @@ class Settle:
         if not rows:
             return False
         tenant, reserved, charges, resumable_until = rows[0]
-        for kind, bucket in json.loads(charges).items():
-            if back := unused(Window(kind), reserved, used.tokens):
-                windows.add((tenant, kind, bucket), -back)
+        for window, bucket in _charges_of(charges):
+            if back := unused(window, reserved, used.tokens):
+                windows.add((tenant, window.kind, bucket), -back)
         due_at = 0.0 if used.ending is Ending.COMPLETE else resumable_until
         windows.database.execute(
             "INSERT INTO outbox (request_id, due_at) VALUES (?, ?) ON CONFLICT DO NOTHING", (self.request_id, due_at)
@@ -165,6 +166,18 @@ def unused(window: Window, reserved: int, used: int) -> int:
 
 
 Operation = Open | Mark | Settle
+Charges = tuple[tuple[Window, int], ...]
+"""Which windows a request was charged to, by number. All requests of a minute with the same limits share one."""
+
+
+@functools.lru_cache(maxsize=1024)
+def _charges_text(charges: Charges) -> str:
+    return json.dumps({window.kind: bucket for window, bucket in charges})
+
+
+@functools.lru_cache(maxsize=1024)
+def _charges_of(text: str) -> Charges:
+    return tuple((Window(kind), bucket) for kind, bucket in json.loads(text).items())
 
 
 def settle_rows_of(windows: Windows, holder: str, now: float) -> int:
