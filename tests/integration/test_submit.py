@@ -1,21 +1,27 @@
-"""`argosy submit` against a real Ray head in token mode: refusals, and a batch whose driver is killed at half."""
+"""`argosy submit` against a real Ray head in token mode: a batch cut by kill -9, a region whose nodes come and go."""
 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import psutil
 import pytest
+import requests
 
+from argosy.internal.v1 import control_pb2, control_pb2_grpc
 from tests.support.ray_head import RayHead
 from tests.support.region import ARGOSY, free_ports, marked, wait_until
+from tests.support.stream import Stream
 
 pytestmark = [pytest.mark.ray, pytest.mark.model]
 
 MODEL = "smollm2-135m-instruct"
+READY = control_pb2.REPLICA_STATE_READY
 LINES = 24
 
 
@@ -53,7 +59,7 @@ def configuration(directory: Path, **model: object) -> tuple[Path, str, str]:
         json.dumps(
             {
                 "models": [section],
-                "router": {"listen": router, "drain_seconds": 20},
+                "router": {"listen": router, "drain_seconds": 60},
                 "controller": {"listen": controller},
                 "ledger": {"store": "memory"},
             }
@@ -114,3 +120,62 @@ def replicas_left(head: RayHead) -> list[psutil.Process]:
         for process in marked(head.mark)
         if "cluster.cli" in (line := " ".join(process.cmdline())) or "RoleHost" in line
     ]
+
+
+def test_a_region_runs_as_a_job_over_nodes_that_come_and_go(head: RayHead, tmp_path: Path) -> None:
+    file, router, controller = configuration(tmp_path, pipeline_parallel=2)
+    second = head.add_node(cpus=1)
+    job = submitted(head, file)
+    wait_ready(head, job, controller, epoch=1)
+    assert len({rank.pid for rank in status(controller).ranks}) == 2
+    with Stream(router, MODEL, max_tokens=200) as stream:
+        stream.wait_for(5)
+        third = head.add_node(cpus=1)
+        head.remove_node(second)
+        wait_ready(head, job, controller, epoch=2)
+        stream.wait_for(120)
+        assert "RUNNING" in argosy(head, "submit", "--status", job, "--address", head.jobs).stdout
+        # Ctrl-C at the logs leaves the job alone; a stop lets running answers finish.
+        logs = subprocess.Popen(
+            [*ARGOSY, "submit", "--logs", job, "--address", head.jobs],
+            env=head.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        seen = ""
+        while "Ready after" not in seen:
+            seen += logs.stdout.readline() or pytest.fail(seen)
+        logs.send_signal(signal.SIGINT)
+        assert "the job goes on" in logs.communicate(timeout=60)[0]
+        assert logs.returncode == 130
+        assert "STOPPED" in argosy(head, "submit", "--stop", job, "--address", head.jobs).stdout
+        stream.wait_for_end()
+    assert stream.error is None
+    assert stream.tokens == 200
+    wait_until(lambda: not replicas_left(head), 30, "the end of all that the job started")
+    head.remove_node(third)
+
+
+def status(controller: str) -> control_pb2.ReplicaStatus:
+    with grpc.insecure_channel(controller) as channel:
+        stub = control_pb2_grpc.ControlServiceStub(channel)
+        (replica,) = stub.GetStatus(control_pb2.GetStatusRequest(), timeout=5).replicas
+        return replica
+
+
+def wait_ready(head: RayHead, job: str, controller: str, epoch: int) -> None:
+    def holds() -> bool:
+        described = requests.get(f"{head.jobs}/api/jobs/{job}", headers=head.authorization, timeout=10).json()
+        assert described["status"] in ("PENDING", "RUNNING"), described["message"]
+        return is_ready(controller, epoch)
+
+    wait_until(holds, 120, f"a ready replica at epoch {epoch}")
+
+
+def is_ready(controller: str, epoch: int) -> bool:
+    try:
+        replica = status(controller)
+    except (grpc.RpcError, ValueError):
+        return False
+    return (replica.state, replica.epoch >= epoch) == (READY, True)
