@@ -36,7 +36,8 @@ def command(
 ) -> None:
     """Show the logs of all processes, or follow one request through them.
 
-    They are those of one region on this machine. With --request: every line about the request, and what went wrong meanwhile with the replicas that it was at.
+    They are those of one region on this machine. With --request: every line about the request, and what went
+    wrong meanwhile with the replicas that it was at.
 
     \b
     Examples:
