@@ -41,7 +41,7 @@ async def test_sixteen_real_answers_are_the_undisturbed_ones(
         victim = faults.sites[0].current.workers[1]
         victim.send_signal(fault)
         disturbed = await asyncio.gather(*running)
-        assert faults.continuations >= 4
+        assert faults.continuations >= STREAMS // 4, "the streams of the lost replica moved"
         for before, after in zip(undisturbed, disturbed, strict=True):
             for choice in range(2):
                 assert after.token_ids(choice) == before.token_ids(choice)
