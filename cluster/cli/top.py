@@ -39,7 +39,7 @@ _GAUGE_CELLS = 8
 @click.option("--once", is_flag=True, help="Print one view, of two readings, and end.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each reading, for programs.")
 def command(file: Path | None, address: tuple[str, ...], every: float, once: bool, as_json: bool) -> None:
-    """Watch regions, replicas and ranks until Ctrl-C.
+    """Watch regions, replicas and ranks as they work, until Ctrl-C.
 
     Of a replica: answers that run and wait, KV blocks held, tokens a second, prompt tokens that missed the
     prefix cache, and the share that hit it. Of a rank, in a grid of stages and tensor ranks: steps a second,

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 
 from cluster.config import ArgosyConfig, ModelSection
 from cluster.control.plan import BYTES_PER_ELEMENT, WantedReplica, wanted_replicas
+from cluster.cut import cut
 from cluster.errors import ConfigurationError
 from cluster.ids import ReplicaId
 from cluster.launch import Dtype
-from model.parallel.partition import PartitionError, partition
+from model.parallel.partition import PartitionError
 from model.weights.tables import weight_bytes
 
 Wanted = Mapping[ReplicaId, WantedReplica]
@@ -50,9 +51,10 @@ class Step:
             return 0
         section = self.after.section
         on_cuda: Dtype = "bfloat16" if section.device == "cuda" else "float32"
-        width = BYTES_PER_ELEMENT[on_cuda if section.dtype == "auto" else section.dtype]
-        shards = partition(self.after.shape, self.after.dims)
-        return sum(weight_bytes(self.after.shape, shard, width) for shard in shards)
+        dtype = on_cuda if section.dtype == "auto" else section.dtype
+        shape, quantization = self.after.shape, section.quantization
+        shards = cut(shape, self.after.dims, quantization, dtype)
+        return sum(weight_bytes(shape, shard, BYTES_PER_ELEMENT[dtype], quantization) for shard in shards)
 
     @property
     def ranks(self) -> int:
@@ -72,7 +74,7 @@ def wanted_after(config: ArgosyConfig, before: Wanted) -> dict[ReplicaId, Wanted
         section = _kept(wanted.section, decided.get(wanted.section.name))
         after[wanted.replica_id] = replace(wanted, section=section)
         try:
-            partition(wanted.shape, wanted.dims)
+            cut(wanted.shape, wanted.dims, section.quantization)
         except PartitionError as error:
             raise ConfigurationError(f"model {section.name}: impossible: {error}") from None
     return after

@@ -119,7 +119,7 @@ def assert_one_line(done: subprocess.CompletedProcess[str], *says: str) -> None:
 
 
 def test_up_refuses_a_wrong_key(home: Path) -> None:
-    assert_one_line(up(home, modles=[]), "unknown key 'modles'", "known keys here: region, regions, models")
+    assert_one_line(up(home, modles=[]), "unknown key 'modles'", "known keys here: region, location, models, regions")
 
 
 def test_up_refuses_an_impossible_cut(home: Path) -> None:
