@@ -25,6 +25,10 @@ class StoreUnavailableError(Exception):
     """The database cannot be reached or written now; the same may succeed later."""
 
 
+class StoreBusyError(StoreUnavailableError):
+    """Another process holds the database; it will be free soon."""
+
+
 class Database(Protocol):
     """One connection, used by one thread. Everything raises `StoreUnavailableError` if the store is gone."""
 
@@ -68,7 +72,7 @@ class SqliteDatabase:
             self._connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             self._connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         except (sqlite3.Error, OSError) as error:
-            raise StoreUnavailableError(str(error)) from None
+            raise _unavailable(error) from None
 
     def begin(self) -> None:
         self.execute("BEGIN IMMEDIATE")
@@ -84,13 +88,18 @@ class SqliteDatabase:
         try:
             return self._connection.execute(statement, parameters).rowcount
         except sqlite3.OperationalError as error:
-            raise StoreUnavailableError(str(error)) from None
+            raise _unavailable(error) from None
 
     def query(self, statement: str, parameters: Sequence[object] = ()) -> list[Row]:
         try:
             return self._connection.execute(statement, parameters).fetchall()
         except sqlite3.OperationalError as error:
-            raise StoreUnavailableError(str(error)) from None
+            raise _unavailable(error) from None
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _unavailable(error: Exception) -> StoreUnavailableError:
+    is_busy = isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+    return (StoreBusyError if is_busy else StoreUnavailableError)(str(error))

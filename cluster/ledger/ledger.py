@@ -16,7 +16,7 @@ from typing import TypeVar
 from cluster.clock import Clock
 from cluster.errors import Reason, ServiceError
 from cluster.ledger import holders
-from cluster.ledger.database import Database
+from cluster.ledger.database import Database, StoreBusyError
 from cluster.ledger.group_commit import GroupCommit
 from cluster.ledger.journal import Journal, read_journal
 from cluster.ledger.operations import Mark, Open, Settle, rate_headers, settle_rows_of
@@ -28,6 +28,9 @@ from cluster.ledger.windows import Windows
 log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
+OPEN_SECONDS = 15.0
+"""How long a store that others hold is waited for at the start."""
+BUSY_PAUSE_SECONDS = 0.05
 JOURNAL_SUFFIX = ".journal"
 
 
@@ -67,7 +70,7 @@ class StoredLedger:
             ConfigurationError: another version of the program wrote it.
         """
         self.options.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        await asyncio.to_thread(self._make_tables)
+        await self._tables_made()
         self._commits = GroupCommit(self._connect, Journal(self._journal_of(self.options.holder)), self.clock)
         self._commits.start()
         await self._keep_house()
@@ -152,6 +155,17 @@ class StoredLedger:
     def _commit(self) -> GroupCommit:
         assert self._commits is not None, "start it first"
         return self._commits
+
+    async def _tables_made(self) -> None:
+        """Several routers may find a store new at the same moment: one makes it, the others wait for that."""
+        end = self.clock.monotonic() + OPEN_SECONDS
+        while True:
+            try:
+                return await asyncio.to_thread(self._make_tables)
+            except StoreBusyError:
+                if self.clock.monotonic() >= end:
+                    raise
+            await self.clock.sleep(BUSY_PAUSE_SECONDS)
 
     def _make_tables(self) -> None:
         database = self._connect()

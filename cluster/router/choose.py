@@ -8,14 +8,14 @@ replica, in seconds, is how long it waits for its first token there plus how lon
     S    = t0 + dec n + ctx C                                      a decode step now
     W    = pend pre + (pend/B) S + room                            what is queued before it
     d    = dec + ctx (prompt + o/2)                                what its decoding adds to each step
-    D    = o S r/(1 - r)                                           what others' prefills add to its own decoding
+    D    = o S / (1 - r)                                           its own decoding, others' prefills between its steps
     cost = rtt + W + (1 + kappa) P + w (n (P + o d) + D)
 
 with n running sequences of C context tokens, pend queued prompt tokens, B the step's token budget, o the expected
 answer, r the share of its time that the replica spends in steps with prefill. kappa = 0.3 + rho/(1 - rho) prices fleet
 time spent so (rho, the mean of r) as a queue does; `room` is how long running sequences take to free the KV blocks that
-are missing. D draws requests away from where prompts are computed, which leaves fewer neighbours there to be made to
-wait by the next prompt. Cache-first, least-load and nearest are limits of this rule.
+are missing. D draws requests away from slow replicas, and from where prompts are computed, which leaves fewer
+neighbours there to be made to wait by the next prompt. Cache-first, least-load and nearest are limits of this rule.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from dataclasses import dataclass, field
 PREFILL_PRICE = 0.3
 """kappa of an idle fleet: computing a prefix again is a cost even where nobody waits."""
 DECODE_WEIGHT = 0.035
-"""w: how much a second that decoding is made longer, a neighbour's or its own, counts against one before the first
-token. Found by simulation: docs/scheduling.md."""
+"""w: how much a second of decoding, its own or one that neighbours are kept from theirs, counts against a second before
+the first token. Found by simulation: docs/scheduling.md."""
 MAX_PREFILL_SHARE = 0.9
 """Cap of rho and r: kappa stays below 9.3."""
 
@@ -69,7 +69,7 @@ class Candidate:
     queued: float = field(init=False)
     """rtt + W, without room."""
     stretched_step: float = field(init=False)
-    """S r/(1 - r)."""
+    """S / (1 - r)."""
 
     def __post_init__(self) -> None:
         costs, pending = self.costs, self.pending_prefill_tokens
@@ -81,7 +81,7 @@ class Candidate:
         queued = self.rtt + pending * costs.prefill_per_token + pending / self.batch_tokens * step
         object.__setattr__(self, "step", step)
         object.__setattr__(self, "queued", queued)
-        object.__setattr__(self, "stretched_step", step * stretch(self.prefill_share))
+        object.__setattr__(self, "stretched_step", step * (1.0 + stretch(self.prefill_share)))
 
 
 def choose_replica(

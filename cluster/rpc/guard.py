@@ -63,7 +63,7 @@ class CallGuard(grpc.aio.ServerInterceptor):
             "request_deserializer": handler.request_deserializer,
             "response_serializer": handler.response_serializer,
         }
-        if not handler.request_streaming:
+        if not handler.request_streaming and handler.request_deserializer is not None:
             coding["request_deserializer"] = _parsed_or_unreadable(handler.request_deserializer)
         if handler.unary_unary:
 

@@ -101,7 +101,7 @@ async def call_all(errors: dict[str, BaseException]) -> dict[str, grpc.aio.AioRp
 
 
 def test_every_reason_crosses_a_real_channel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.rpc.guard.CallGuard._check_size", lambda self, request: None)
+    monkeypatch.setattr("cluster.rpc.guard.CallGuard._check_request", lambda self, request: None)
     errors: dict[str, BaseException] = {reason.name: error_of(reason) for reason in Reason}
     seen = asyncio.run(call_all(errors))
     for reason in Reason:
@@ -111,7 +111,7 @@ def test_every_reason_crosses_a_real_channel(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_unknown_exception_leaks_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("cluster.rpc.guard.CallGuard._check_size", lambda self, request: None)
+    monkeypatch.setattr("cluster.rpc.guard.CallGuard._check_request", lambda self, request: None)
     seen = asyncio.run(call_all({"boom": ZeroDivisionError("/secret/path at 10.0.0.7")}))["boom"]
     assert seen.code() is grpc.StatusCode.INTERNAL
     assert "secret" not in repr(seen.details()) + repr(seen.trailing_metadata())

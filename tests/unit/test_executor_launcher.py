@@ -26,6 +26,9 @@ def root_log_handlers() -> object:
     root = logging.getLogger()
     before = root.handlers[:], root.level
     yield
+    for handler in root.handlers:
+        if handler not in before[0]:
+            handler.close()
     root.handlers, root.level = before[0], before[1]
 
 
@@ -50,5 +53,6 @@ def test_a_host_becomes_its_role_once(tmp_path: Path) -> None:
 def test_log_lines_say_whose_they_are(tmp_path: Path) -> None:
     replica = replica_spec(tmp_path, tp=2, pp=2)
     worker = WorkerSpec(replica, replica.dims.coordinates(3), "127.0.0.1:1", "127.0.0.1")
-    assert describe(worker) == {"replica": "test/0", "epoch": 3, "stage": 1, "rank": 1}
-    assert describe(EngineSpec(replica, "127.0.0.1")) == {"replica": "test/0", "epoch": 3, "role": "engine"}
+    common = {"region": "test", "replica": "test/0", "epoch": 3}
+    assert describe(worker) == {"role": "worker", **common, "stage": 1, "rank": 1}
+    assert describe(EngineSpec(replica, "127.0.0.1")) == {"role": "engine", **common}

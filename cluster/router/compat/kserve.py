@@ -17,7 +17,7 @@ from argosy.compat import kserve_pb2_grpc
 from argosy.v1 import inference_pb2 as api
 from cluster.errors import FieldViolation, Reason, ServiceError
 from cluster.router.catalogue import Catalogue
-from cluster.router.compat.relay import events_of
+from cluster.router.compat.relay import Relay
 from cluster.router.fleet import Fleet
 from cluster.router.service import Context, InferenceService
 
@@ -94,7 +94,7 @@ class KserveService(kserve_pb2_grpc.GRPCInferenceServiceServicer):
         revision = self._catalogue.find(asked.model).revision
         raw = bool(request.raw_input_contents)
         request_id = ""
-        async for event in events_of(self._service, asked, context):
+        async for event in Relay(self._service, asked, context).events():
             piece = wire.ModelInferResponse(model_name=asked.model, model_version=revision, id=request.id)
             match event.WhichOneof("event"):
                 case "started":

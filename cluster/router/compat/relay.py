@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any, cast
 
 from argosy.v1 import inference_pb2 as api
+from cluster.errors import Reason, ServiceError
 from cluster.router.service import Context, InferenceService
 
 
@@ -27,33 +28,43 @@ class _Context:
         await self._events.put(event)
 
 
-async def events_of(
-    service: InferenceService, request: api.GenerateRequest, call: Context
-) -> AsyncIterator[api.GenerateResponse]:
-    """The events of an answer. Leaving the loop early cancels the request.
+class Relay:
+    """One request on its way through the service."""
 
-    Raises:
-        ServiceError: it was refused, or failed.
-    """
-    # One event may wait: a reader that stops holds up the service as a stopped client does.
-    events: asyncio.Queue[api.GenerateResponse | None] = asyncio.Queue(maxsize=1)
+    def __init__(self, service: InferenceService, request: api.GenerateRequest, call: Context) -> None:
+        # One event may wait: a reader that stops holds up the service as a stopped client does.
+        self._events: asyncio.Queue[api.GenerateResponse | None] = asyncio.Queue(maxsize=1)
+        self._serving = asyncio.create_task(self._serve(service, request, call))
+        self._is_aborted = False
 
-    async def serve() -> None:
+    def abort(self) -> None:
+        """End the request; its reader is told CLIENT_CANCELLED."""
+        self._is_aborted = True
+        self._serving.cancel()
+
+    async def events(self) -> AsyncIterator[api.GenerateResponse]:
+        """The events of the answer. Leaving the loop early cancels the request.
+
+        Raises:
+            ServiceError: it was refused, aborted, or failed.
+        """
         try:
-            await service.Generate(request, cast(Any, _Context(call, events)))
+            while (event := await self._events.get()) is not None:
+                yield event
+            await asyncio.wait([self._serving])
+            if self._is_aborted:
+                raise ServiceError(Reason.CLIENT_CANCELLED)
+            self._serving.result()
+        finally:
+            self._serving.cancel()
+            # Room for the last word, which nobody reads any more.
+            while not self._events.empty():
+                self._events.get_nowait()
+            await asyncio.gather(self._serving, return_exceptions=True)
+
+    async def _serve(self, service: InferenceService, request: api.GenerateRequest, call: Context) -> None:
+        try:
+            await service.Generate(request, cast(Any, _Context(call, self._events)))
         finally:
             with suppress(asyncio.CancelledError):
-                await events.put(None)
-
-    serving = asyncio.create_task(serve())
-    try:
-        while (event := await events.get()) is not None:
-            yield event
-        await serving
-    finally:
-        if not serving.done():
-            serving.cancel()
-            # Room for the last word, which nobody reads any more.
-            while not events.empty():
-                events.get_nowait()
-        await asyncio.gather(serving, return_exceptions=True)
+                await self._events.put(None)

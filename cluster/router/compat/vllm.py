@@ -8,7 +8,6 @@ used to abort it.
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
@@ -21,7 +20,7 @@ from argosy.v1 import inference_pb2 as api
 from cluster.errors import FieldViolation, Reason, ServiceError
 from cluster.identity.principal import current_caller
 from cluster.router.catalogue import Catalogue, ServedModel
-from cluster.router.compat.relay import events_of
+from cluster.router.compat.relay import Relay
 from cluster.router.fleet import Fleet
 from cluster.router.service import Context, InferenceService
 
@@ -40,7 +39,7 @@ class VllmService(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: ignore[misc
         self._service = service
         self._catalogue = catalogue
         self._fleet = fleet
-        self._running: dict[tuple[str, str], asyncio.Task[Any]] = {}
+        self._running: dict[tuple[str, str], Relay] = {}
         """By tenant and the client's id."""
         self._started_at = time.monotonic()
 
@@ -48,14 +47,13 @@ class VllmService(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: ignore[misc
         """Chunks if asked for, then a completion for each choice."""
         asked = self._translated(request, context)
         key = (current_caller().tenant, request.request_id)
-        task = asyncio.current_task()
-        assert task is not None
+        relay = Relay(self._service, asked, context)
         if request.request_id:
-            self._running[key] = task
+            self._running[key] = relay
         outputs: dict[int, list[int]] = {}
         prompt_tokens = 0
         try:
-            async for event in events_of(self._service, asked, context):
+            async for event in relay.events():
                 match event.WhichOneof("event"):
                     case "started":
                         prompt_tokens = event.started.prompt_tokens
@@ -68,7 +66,7 @@ class VllmService(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: ignore[misc
                         for outcome in event.finished.choices:
                             yield _complete(outcome, outputs.get(outcome.choice, []), event.finished.usage)
         finally:
-            if self._running.get(key) is task:
+            if self._running.get(key) is relay:
                 del self._running[key]
 
     async def HealthCheck(self, request: Any, context: Context) -> Any:  # noqa: N802
@@ -78,8 +76,8 @@ class VllmService(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: ignore[misc
     async def Abort(self, request: Any, context: Context) -> Any:  # noqa: N802
         """End the caller's requests of these ids; unknown ones are over already."""
         for request_id in request.request_ids:
-            if (task := self._running.get((current_caller().tenant, request_id))) is not None:
-                task.cancel()
+            if (relay := self._running.get((current_caller().tenant, request_id))) is not None:
+                relay.abort()
         return wire.AbortResponse()
 
     async def GetModelInfo(self, request: Any, context: Context) -> Any:  # noqa: N802
