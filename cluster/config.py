@@ -419,11 +419,13 @@ class ArgosyConfig(_Section):
             raise ConfigurationError("identity.mode: `required` needs tenants, and ledger.store: memory has none")
         if mode != "auto":
             return mode == "anonymous"
-        if not is_loopback(self.router.listen):
-            raise ConfigurationError(
-                f"identity.mode: router.listen {self.router.listen} can be reached by others; set `required`, "
-                "or `anonymous` to serve whoever comes"
-            )
+        doors = {name: getattr(self.router, name) for name in ("listen", "http_listen", "console_listen")}
+        for name, address in doors.items():
+            if address is not None and not is_loopback(address):
+                raise ConfigurationError(
+                    f"identity.mode: router.{name} {address} can be reached by others; set `required`, "
+                    "or `anonymous` to serve whoever comes"
+                )
         return True
 
     @property

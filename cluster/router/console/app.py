@@ -20,7 +20,7 @@ from cluster.identity.authenticator import Authenticator
 from cluster.identity.principal import Scope
 from cluster.overview.figures import RegionView
 from cluster.overview.poll import overviews, places_of
-from cluster.peers import Role
+from cluster.peers import Role, is_loopback
 from cluster.router.openai import problems
 
 FRESH_SECONDS = 1.0
@@ -37,8 +37,9 @@ class Console:
     def __init__(self, config: ArgosyConfig, authenticator: Authenticator, clock: Clock) -> None:
         self._authenticator = authenticator
         self._clock = clock
-        # Where nobody has keys, there is nobody to keep out.
-        self._is_open = config.serves_anonymous and config.ledger.store == "memory"
+        # Where nobody has keys, whoever sits at the machine may look, and nobody else.
+        address = config.router.console_listen or ""
+        self._is_open = config.serves_anonymous and config.ledger.store == "memory" and is_loopback(address)
         self._locations: Mapping[str, Sequence[float]] = {
             section.name: section.location for section in config.regions if section.location is not None
         }
